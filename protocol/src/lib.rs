@@ -1,0 +1,2 @@
+//! The wire between agents and aggregators.
+pub mod message;
