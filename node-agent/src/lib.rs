@@ -1,1 +1,7 @@
-//! placeholder
+//! The node agent: takes spans in, measures usage, ships window tensors, keeps leased kernel settings.
+//!
+//! Pure floors: [`core`], [`parse`] and [`policy`]. Drivers: [`driver`], [`intake`] and [`kernel`]; [`cli`] is the
+//! operator's side of the Unix socket.
+
+pub mod core;
+pub mod kernel;

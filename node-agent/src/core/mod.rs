@@ -1,0 +1,3 @@
+//! Decisions of the agent, free of clocks, files and sockets.
+
+pub mod usage;

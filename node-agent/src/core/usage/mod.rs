@@ -1,0 +1,1 @@
+//! Usage: raw counters to rates to percentiles of a window. Pure.

@@ -1,0 +1,1 @@
+//! Readers of usage: cgroups, procfs and netlink, once a second.
