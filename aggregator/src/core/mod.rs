@@ -1,0 +1,1 @@
+//! The pure brain: windows in, decisions out.
