@@ -29,6 +29,9 @@ pub struct Observation {
     pub services: Vec<ServiceObservation>,
     /// Sampled traces, whole as far as their parts arrived.
     pub traces: Vec<Trace>,
+    /// Call structures of server operations, with the called edges resolved. Empty when none were sampled.
+    #[serde(default)]
+    pub skeletons: Vec<ResolvedSkeleton>,
     /// End-to-end latency of each objective.
     pub objectives: Vec<ObjectiveObservation>,
     /// Arrivals at the entries, refused ones included, per second.
@@ -37,6 +40,20 @@ pub struct Observation {
     pub completeness: f32,
     /// Share of all traces that `traces` holds: 1 when nothing was sampled away.
     pub trace_share: f32,
+}
+
+/// How one server operation arranged its synchronous calls, and how often: [`sage_common::Skeleton`] with every call
+/// resolved to its edge.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ResolvedSkeleton {
+    /// The calling service.
+    pub service: ServiceId,
+    /// Its operation.
+    pub operation: OperationId,
+    /// Serial groups, in order; each group's branches ran at the same time; each branch is a series of calls.
+    pub groups: Vec<Vec<Vec<EdgeKey>>>,
+    /// How many sampled server spans looked like this.
+    pub count: u32,
 }
 
 /// One edge over one window. Absent is absent.
