@@ -1,0 +1,150 @@
+//! Training: batches, Adam with a one-cycle rate, gradient clipping.
+
+use dfdx::{
+    tensor::{Cpu, Storage, TensorFromVec},
+    tensor_ops::AdamConfig,
+};
+use rand::{SeedableRng, rngs::SmallRng, seq::SliceRandom};
+
+use super::{
+    Grads, GvaeError, Matrix, Table,
+    cvae::{Batch, Cvae, Sizes},
+    scaler::Scaler,
+};
+
+/// Fewer rows than this teach a net nothing that the linear prior does not say better.
+pub(super) const ROWS_MIN: usize = 32;
+/// The gradient's norm is cut here, so that one strange batch cannot throw the weights away.
+const GRADIENT_NORM_MAX: f32 = 5.0;
+/// Share of the steps in which the rate rises.
+const WARM_UP: f32 = 0.3;
+
+/// How a net is built and trained. The defaults are those of the design study.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CvaeOptions {
+    /// Seed of initial weights, batches, dropout and z.
+    pub seed: u64,
+    /// Passes over the rows.
+    pub epochs: usize,
+    /// Rows per step.
+    pub batch: usize,
+    /// Highest learning rate of the cycle.
+    pub rate_max: f32,
+    /// Latent dimensions.
+    pub latent: usize,
+    /// Weight of the KL term.
+    pub beta: f32,
+    /// Weight of the CVAE objective against the GSNN objective.
+    pub alpha: f32,
+    /// Dropout before the output layer.
+    pub dropout: f32,
+}
+
+impl Default for CvaeOptions {
+    fn default() -> Self {
+        Self { seed: 0, epochs: 40, batch: 128, rate_max: 3e-3, latent: 4, beta: 0.1, alpha: 0.7, dropout: 0.1 }
+    }
+}
+
+/// First and second moments of each parameter's gradient.
+struct Adam {
+    step: i32,
+    moments: Vec<[<Cpu as Storage<f32>>::Vec; 2]>,
+}
+
+impl Adam {
+    fn new(net: &Cvae) -> Result<Self, GvaeError> {
+        let zeros = |tensor: &Matrix| -> Result<_, GvaeError> {
+            let len = tensor.as_vec().len();
+            Ok([tensor.device().try_alloc_len(len)?, tensor.device().try_alloc_len(len)?])
+        };
+        Ok(Self { step: 0, moments: net.parameters().map(zeros).collect::<Result<_, _>>()? })
+    }
+
+    fn update(&mut self, net: &mut Cvae, grads: &mut Grads, rate: f32) -> Result<(), GvaeError> {
+        self.step += 1;
+        clip(net, grads)?;
+        let config = AdamConfig { lr: f64::from(rate), ..AdamConfig::default() };
+        for (parameter, [first, second]) in net.parameters_mut().zip(&mut self.moments) {
+            let slope = grads.get_or_alloc_mut(&*parameter)?.clone();
+            config.try_update(self.step, parameter, first, second, &slope)?;
+        }
+        Ok(())
+    }
+}
+
+/// Scales all gradients down together when their norm is above [`GRADIENT_NORM_MAX`].
+fn clip(net: &Cvae, grads: &mut Grads) -> Result<(), GvaeError> {
+    let mut squares = 0.0;
+    for parameter in net.parameters() {
+        squares += grads.get_or_alloc_mut(parameter)?.iter().map(|slope| slope * slope).sum::<f32>();
+    }
+    let shrink = GRADIENT_NORM_MAX / squares.sqrt().max(GRADIENT_NORM_MAX);
+    if shrink < 1.0 {
+        for parameter in net.parameters() {
+            grads.get_or_alloc_mut(parameter)?.iter_mut().for_each(|slope| *slope *= shrink);
+        }
+    }
+    Ok(())
+}
+
+/// Trains `net` in place on the rows named by `order` (a row may stand in it more than once).
+pub(super) fn fit(
+    net: &mut Cvae,
+    (x, x_scaler): (&Table, &Scaler),
+    (y, y_scaler): (&Table, &Scaler),
+    order: &[usize],
+    options: &CvaeOptions,
+) -> Result<(), GvaeError> {
+    let mut draw = SmallRng::seed_from_u64(options.seed);
+    let mut order = order.to_vec();
+    let mut adam = Adam::new(net)?;
+    let steps = options.epochs * order.len().div_ceil(options.batch);
+    let mut step = 0;
+    for epoch in 0..options.epochs {
+        order.shuffle(&mut draw);
+        for rows in order.chunks(options.batch) {
+            let batch = batch_of(rows, (x, x_scaler), (y, y_scaler))?;
+            let (loss, mut grads) = net.step(&batch, options, &mut draw)?;
+            if !loss.is_finite() {
+                return Err(GvaeError::NonFinite { epoch });
+            }
+            adam.update(net, &mut grads, one_cycle(options.rate_max, step, steps))?;
+            step += 1;
+        }
+    }
+    let finite = net.parameters().all(|parameter| parameter.as_vec().iter().all(|value| value.is_finite()));
+    if finite { Ok(()) } else { Err(GvaeError::NonFinite { epoch: options.epochs }) }
+}
+
+/// Learning rate of `step` out of `steps`: a cosine rise to `peak`, then a cosine fall to almost nothing.
+///
+/// Source: Smith & Topin, *Super-Convergence*, 2019.
+fn one_cycle(peak: f32, step: usize, steps: usize) -> f32 {
+    let done = step as f32 / steps.max(1) as f32;
+    let half_cosine = |share: f32| 0.5 - 0.5 * (std::f32::consts::PI * share).cos();
+    if done < WARM_UP {
+        peak * (0.04 + 0.96 * half_cosine(done / WARM_UP))
+    } else {
+        peak * (1.0 - half_cosine((done - WARM_UP) / (1.0 - WARM_UP))).max(1e-4)
+    }
+}
+
+fn batch_of(
+    rows: &[usize],
+    (x, x_scaler): (&Table, &Scaler),
+    (y, y_scaler): (&Table, &Scaler),
+) -> Result<Batch, GvaeError> {
+    let device = Cpu::default();
+    let standard = |table: &Table, scaler: &Scaler| {
+        let values = rows.iter().flat_map(|row| scaler.standardise(table.row(*row))).collect::<Vec<_>>();
+        device.try_tensor_from_vec(values, (rows.len(), table.cols()))
+    };
+    let mask = rows.iter().flat_map(|row| y.row(*row)).map(|value| value.is_finite()).collect();
+    Ok(Batch { x: standard(x, x_scaler)?, y: standard(y, y_scaler)?, mask })
+}
+
+/// Sizes for `x` and `y` columns: hidden layers as wide as the mean of the two, within 24 and 64.
+pub(super) fn sizes(x: &Table, y: &Table, options: &CvaeOptions) -> Sizes {
+    Sizes { x: x.cols(), y: y.cols(), hidden: x.cols().midpoint(y.cols()).clamp(24, 64), latent: options.latent.max(1) }
+}
