@@ -3,5 +3,6 @@
 //! Pure floors: [`core`], [`parse`] and [`policy`]. Drivers: [`driver`], [`intake`] and [`kernel`]; [`cli`] is the
 //! operator's side of the Unix socket.
 
+pub mod config;
 pub mod core;
 pub mod kernel;
