@@ -1,0 +1,116 @@
+//! The coherent sample: the traces with the smallest hashes, whole.
+//!
+//! Every node hashes trace ids the same way and keeps its `k` smallest, so nodes agree without talking. They need not
+//! see the same number of traces: a node that sees few keeps all hashes up to a higher bound than a node that sees many,
+//! so whatever the busiest node keeps, every other node that saw the trace keeps too. The bound, as a share of all
+//! hashes, is `stub_share`; traces below the smallest share of all nodes are complete.
+//!
+//! Stubs carry the calls of a service only: spans inside a process are left out, and the parent of a call is the server
+//! span it was made for. A call that outlived its server span was not waited for, and goes out as [`Side::Producer`].
+
+use sage_common::{Micros, Side, Skeleton, SpanId, Stub, TraceHash};
+
+use super::{
+    pairing::{Child, Finished},
+    registry::{CallId, Registry},
+    skeleton::Skeletons,
+};
+
+/// Stubs of one window: about 60 to 80 bytes each on the wire, which leaves half a megabyte for everything else.
+pub const STUBS_MAX: usize = 6_000;
+
+/// Stubs and skeletons of one window, filled in the order of trace hashes.
+#[derive(Debug)]
+pub(super) struct Sample {
+    traces_max: usize,
+    traces: usize,
+    last: Option<TraceHash>,
+    /// The largest hash that is still whole here.
+    limit: TraceHash,
+    is_full: bool,
+    stubs: Vec<Stub>,
+    skeletons: Skeletons,
+}
+
+impl Sample {
+    /// An empty sample of at most `traces_max` traces, none above `limit`.
+    pub fn new(traces_max: usize, limit: TraceHash) -> Self {
+        Self {
+            traces_max,
+            traces: 0,
+            last: None,
+            limit,
+            is_full: false,
+            stubs: Vec::new(),
+            skeletons: Skeletons::default(),
+        }
+    }
+
+    /// Adds a finished span, unless enough traces with smaller hashes are here.
+    pub fn add(&mut self, span: &Finished, registry: &Registry) {
+        if !self.admits(span.trace) {
+            return;
+        }
+        self.stubs.extend(stub(span, registry));
+        self.stubs.extend(span.children.iter().filter_map(|child| child_stub(span, child, registry)));
+        if span.side == Side::Server {
+            let waited: Vec<(CallId, _)> =
+                span.children.iter().filter(|child| child.is_sync).map(|child| (child.call, child.at)).collect();
+            self.skeletons.add(span.call, &waited);
+        }
+    }
+
+    /// Stubs by trace, skeletons by name, and the share of all traces that they stand for.
+    pub fn finish(self, registry: &Registry) -> (Vec<Stub>, Vec<Skeleton>, f32) {
+        let share = (self.limit.0 as f64 / u64::MAX as f64) as f32;
+        (self.stubs, self.skeletons.finish(registry), share)
+    }
+
+    fn admits(&mut self, trace: TraceHash) -> bool {
+        if self.last != Some(trace) && !self.is_full && trace <= self.limit {
+            if self.traces == self.traces_max || self.stubs.len() >= STUBS_MAX {
+                self.is_full = true;
+                self.limit = self.last.unwrap_or_default();
+            } else {
+                self.traces += 1;
+                self.last = Some(trace);
+            }
+        }
+        trace <= self.limit
+    }
+}
+
+fn stub(span: &Finished, registry: &Registry) -> Option<Stub> {
+    let call = registry.get(span.call)?;
+    Some(Stub {
+        trace: span.trace,
+        id: span.id,
+        parent: if span.side == Side::Server { span.parent } else { SpanId(0) },
+        service: call.service.clone(),
+        operation: call.name.operation.clone(),
+        side: span.side,
+        peer: call.name.peer.clone(),
+        offset: Micros::ZERO,
+        duration: span.duration,
+        self_time: span.self_time,
+        is_error: span.is_error,
+    })
+}
+
+fn child_stub(parent: &Finished, child: &Child, registry: &Registry) -> Option<Stub> {
+    let call = registry.get(child.call)?;
+    let duration = child.at.length();
+    Some(Stub {
+        trace: parent.trace,
+        id: child.id,
+        parent: parent.id,
+        service: call.service.clone(),
+        operation: call.name.operation.clone(),
+        side: if child.is_sync { child.side } else { Side::Producer },
+        peer: call.name.peer.clone(),
+        offset: child.offset,
+        duration,
+        self_time: duration,
+        is_error: child.is_error,
+    })
+}
