@@ -80,6 +80,15 @@ pub enum FromAggregator {
     },
     /// Change something, or stop changing it.
     Command(Command),
+    /// This window can never be taken: drop it and count it. Sending it again would not help.
+    Rejected {
+        /// The life of the agent it belongs to.
+        boot: BootId,
+        /// Its sequence number.
+        sequence: u64,
+        /// What is wrong with it, for people.
+        reason: String,
+    },
 }
 
 /// Answer to a hello.
