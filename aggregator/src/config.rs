@@ -5,6 +5,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
 
 use sage_common::{ConfigError, Micros, NodeId, OperationId, ServiceId, Slo, config};
+use sage_protocol::identity::FleetName;
 use serde::{Deserialize, Serialize};
 
 /// Where the file is looked for when neither `--config` nor `SAGE_CONFIG` names one.
@@ -188,7 +189,7 @@ pub struct Config {
     /// Name of this aggregator.
     pub name: String,
     /// Name of the fleet.
-    pub fleet: String,
+    pub fleet: FleetName,
     /// Where durable state lives.
     pub state_dir: PathBuf,
     /// UDP address for agents.
@@ -238,7 +239,7 @@ impl Settings {
         check_planner(&self.planner, self.window.length_ms)?;
         Ok(Config {
             name: label("name", self.name)?,
-            fleet: label("fleet", self.fleet)?,
+            fleet: fleet(self.fleet)?,
             state_dir: self.state_dir,
             quic: address("quic", &self.quic)?,
             http: address("http", &self.http)?,
@@ -351,6 +352,11 @@ fn label(key: &'static str, text: String) -> Result<String, ConfigError> {
     let is_label = text.parse::<NodeId>().is_ok();
     ensure(is_label, key, &text, "want 1 to 63 letters, digits, '-', '_' or '.'")?;
     Ok(text)
+}
+
+fn fleet(text: String) -> Result<FleetName, ConfigError> {
+    let problem = "want 1 to 63 of a-z, 0-9, '-', '_' or '.', as in the certificates";
+    text.parse().map_err(|_| ConfigError::Value { key: "fleet", value: text, problem })
 }
 
 fn address(key: &'static str, text: &str) -> Result<SocketAddr, ConfigError> {

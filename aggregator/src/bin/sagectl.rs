@@ -1,0 +1,7 @@
+//! The operator's command line.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sage_aggregator::cli::main()
+}
