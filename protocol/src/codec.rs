@@ -16,6 +16,10 @@ pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// The longest durable record, in bytes. The largest is the weights of one service's model, a few MiB.
 pub const RECORD_BYTES_MAX: usize = 64 << 20;
 
+/// The longest snapshot of a whole state, in bytes. The owner bounds its parts; 2,000 windows of a large application take
+/// about a tenth of it.
+pub const SNAPSHOT_BYTES_MAX: usize = 1 << 30;
+
 /// Why bytes are not a value, or a value has no bytes.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
 #[non_exhaustive]
@@ -93,6 +97,24 @@ pub fn encode_record<T: Serialize>(record: &T) -> Result<Vec<u8>, CodecError> {
 /// [`CodecError::TooLong`], [`CodecError::Malformed`], [`CodecError::Trailing`].
 pub fn decode_record<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
     decode_within(bytes, RECORD_BYTES_MAX, config::standard().with_limit::<RECORD_BYTES_MAX>())
+}
+
+/// The bytes of a snapshot, at most [`SNAPSHOT_BYTES_MAX`].
+///
+/// # Errors
+///
+/// [`CodecError::TooLong`], [`CodecError::Unencodable`].
+pub fn encode_snapshot<T: Serialize>(snapshot: &T) -> Result<Vec<u8>, CodecError> {
+    encode_within(snapshot, SNAPSHOT_BYTES_MAX)
+}
+
+/// The snapshot that `bytes` are, all of them. Detects no bit rot, as [`decode_record`].
+///
+/// # Errors
+///
+/// [`CodecError::TooLong`], [`CodecError::Malformed`], [`CodecError::Trailing`].
+pub fn decode_snapshot<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    decode_within(bytes, SNAPSHOT_BYTES_MAX, config::standard().with_limit::<SNAPSHOT_BYTES_MAX>())
 }
 
 fn encode_within<T: Serialize>(value: &T, max: usize) -> Result<Vec<u8>, CodecError> {

@@ -281,7 +281,7 @@ fn done(action: &Action) -> String {
 /// The API's state of an action, in words.
 pub fn state_words(state: &str) -> String {
     match state {
-        "awaiting_approval" => "waiting for approval".into(),
+        "awaiting_approval" => "needs approval".into(),
         other => other.replace('_', " "),
     }
 }

@@ -100,13 +100,17 @@ impl Table {
     }
 }
 
-/// `text` in at most `width` characters, the last one an ellipsis when something was cut.
+/// `text` in at most `width` characters: what is too much goes out of the middle, for the ends of paths tell most.
 pub fn cut(text: &str, width: usize) -> String {
-    if text.chars().count() <= width {
+    let len = text.chars().count();
+    if len <= width {
         return text.to_owned();
     }
-    let mut short: String = text.chars().take(width.saturating_sub(1)).collect();
+    let kept = width.saturating_sub(1);
+    let (head, tail) = (kept.div_ceil(2), kept / 2);
+    let mut short: String = text.chars().take(head).collect();
     short.push('…');
+    short.extend(text.chars().skip(len - tail));
     short
 }
 
@@ -155,6 +159,12 @@ mod tests {
         let text = table.render();
         assert!(text.lines().all(|line| line.chars().count() <= WIDTH_MAX), "{text}");
         assert!(text.contains('…') && text.contains("  7 "), "{text}");
+    }
+
+    #[test]
+    fn both_ends_of_a_long_text_are_kept() {
+        assert_eq!(cut("cpu_quota(sage-demo/node-a/batch)", 21), "cpu_quota(…-a/batch)".replace('…', "…e"));
+        assert_eq!(cut("short", 5), "short");
     }
 
     #[test]

@@ -1,0 +1,235 @@
+//! `sagectl` against canned answers: the text for people, the JSON for programs, and the exit codes.
+
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpListener,
+    process::{Command, Output},
+    sync::{Arc, Mutex},
+};
+
+const STATUS: &str = include_str!("canned/status.json");
+const INCIDENT: &str = include_str!("canned/incident.json");
+const ACTIONS: &str = include_str!("canned/actions.json");
+const GRAPH: &str = include_str!("canned/graph.json");
+const SUGGEST: &str = include_str!("canned/suggest.json");
+
+/// An HTTP server that knows a few answers by heart and notes what it was asked.
+struct Canned {
+    url: String,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Canned {
+    fn start() -> Self {
+        let incidents = format!("[{INCIDENT}]");
+        let answers: BTreeMap<&str, String> = [
+            ("GET /api/v1/status", STATUS),
+            ("GET /api/v1/incidents", &incidents),
+            ("GET /api/v1/incidents/7", INCIDENT),
+            ("GET /api/v1/actions", ACTIONS),
+            ("GET /api/v1/graph", GRAPH),
+            ("GET /api/v1/slo/suggest?percentile=99", SUGGEST),
+            ("POST /api/v1/freeze", "{}"),
+            ("POST /api/v1/actions/11/approve", "{}"),
+            ("PUT /api/v1/slos", "{}"),
+        ]
+        .map(|(question, answer)| (question, answer.to_owned()))
+        .into();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let notes = Arc::clone(&asked);
+        // Ends with the test's process.
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let stream = stream.expect("loopback");
+                let (question, body) = read_request(&stream);
+                let answer = answers.get(question.as_str());
+                notes.lock().expect("no panic").push(format!("{question} {body}").trim_end().to_owned());
+                let missing = "{\"error\": \"no such thing\"}".to_owned();
+                let (status, text) = answer.map_or(("404 Not Found", &missing), |text| ("200 OK", text));
+                write!(&stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len())
+                    .expect("loopback");
+            }
+        });
+        Self { url, asked }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        sagectl(&[&["--url", &self.url], arguments].concat())
+    }
+
+    fn asked(&self) -> Vec<String> {
+        self.asked.lock().expect("no panic").clone()
+    }
+}
+
+/// `METHOD PATH` and the body.
+fn read_request(stream: impl Read) -> (String, String) {
+    let mut reader = BufReader::new(stream);
+    let mut first = String::new();
+    reader.read_line(&mut first).expect("a request");
+    let mut len = 0;
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).expect("a header");
+        if line.trim().is_empty() {
+            break;
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            len = value.trim().parse().expect("a length");
+        }
+    }
+    let mut body = vec![0; len];
+    reader.read_exact(&mut body).expect("the body");
+    let question: Vec<&str> = first.split(' ').take(2).collect();
+    (question.join(" "), String::from_utf8(body).expect("text"))
+}
+
+fn sagectl(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sagectl")).args(arguments).output().expect("sagectl runs")
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+fn complaint(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("text")
+}
+
+fn assert_fits(text: &str) {
+    let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
+    assert!(widest <= 100, "{widest} columns:\n{text}");
+    assert!(!text.contains('\x1b'), "no colours into a pipe");
+}
+
+#[test]
+fn status_says_what_is_wrong_and_exits_by_it() {
+    let server = Canned::start();
+    let output = server.run(&["status"]);
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_fits(&text);
+    for piece in ["DEGRADED", "! node-b is not connected", "generation 4", "up 1 h 2 min", "48.3 ms", "GET /hotels"] {
+        assert!(text.contains(piece), "{piece:?} is not in\n{text}");
+    }
+}
+
+#[test]
+fn json_output_is_the_api_answer_itself() {
+    let server = Canned::start();
+    let shown: serde_json::Value = serde_json::from_slice(&server.run(&["status", "--output", "json"]).stdout).expect("JSON");
+    let sent: serde_json::Value = serde_json::from_str(STATUS).expect("JSON");
+    assert_eq!(shown, sent);
+}
+
+#[test]
+fn explain_tells_the_whole_chain_in_plain_words() {
+    let server = Canned::start();
+    let output = server.run(&["explain", "7"]);
+    let text = text(&output);
+    assert!(output.status.success(), "{}", complaint(&output));
+    assert_fits(&text);
+    for piece in [
+        "Incident 7: search is over its target (resolved after 1 min 1 s)",
+        "p99 of GET /hotels on service frontend was 184 ms; its target is 50.0 ms.",
+        "since 2026-11-21 22:10:04 UTC; the cause was named 1 s later",
+        "The cause is geo: processor time (93 % sure of that), in replica sage-demo/node-a/geo only.",
+        "41.2 ms instead of 184 ms (target 50.0 ms), and the target met with 97 % probability",
+        "time slices cut short by its CPU limit",
+        "clients → frontend → search → geo",
+        "cpu_quota(sage-demo/node-a/batch): no limit → 0.20 cores",
+        "in force from 22:10:05 UTC for 2 min, then given back",
+        "43.8 ms",
+        "helped, given back after the target was met",
+        "- profile reported no self times in the last window",
+        "model generation 4, which had learnt from windows up to 12 s before",
+    ] {
+        let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(flat.contains(piece), "{piece:?} is not in\n{text}");
+    }
+    let geo = text.find("  geo ").expect("first candidate");
+    assert!(geo < text.find("  rate ").expect("second candidate"), "best first:\n{text}");
+}
+
+#[test]
+fn lists_fit_the_screen() {
+    let server = Canned::start();
+    for (arguments, piece) in [
+        (&["incidents"][..], "geo (cpu)"),
+        (&["incidents", "--open"], "No incidents."),
+        (&["actions"], "needs approval"),
+        (&["graph"], "(clients)"),
+        (&["slo", "list"], "GET /hotels"),
+        (&["slo", "suggest"], "57.9 ms"),
+    ] {
+        let output = server.run(arguments);
+        let text = text(&output);
+        assert!(output.status.success(), "{arguments:?}: {}", complaint(&output));
+        assert_fits(&text);
+        assert!(text.contains(piece), "{arguments:?}: {piece:?} is not in\n{text}");
+    }
+}
+
+#[test]
+fn setting_an_objective_keeps_the_others() {
+    let server = Canned::start();
+    let output = server.run(&["slo", "set", "frontend", "shop:frontend:GET /a:p95<20ms"]);
+    assert!(output.status.success(), "{}", complaint(&output));
+    let asked = server.asked();
+    let put = asked.iter().find_map(|note| note.strip_prefix("PUT /api/v1/slos ")).expect("a PUT");
+    let put: serde_json::Value = serde_json::from_str(put).expect("JSON");
+    let names: Vec<&str> = put.as_array().expect("a list").iter().filter_map(|slo| slo["name"].as_str()).collect();
+    assert_eq!(names, ["search", "frontend", "shop"]);
+    assert_eq!(put[2]["operation"], "GET /a");
+    assert_eq!(put[2]["target_ms"], 20.0);
+}
+
+#[test]
+fn removing_and_adopting_what_is_not_there_is_refused() {
+    let server = Canned::start();
+    for (arguments, piece) in
+        [(["slo", "remove", "nothing"], "no objective is called"), (["slo", "set", "nothing"], "no suggestion is called")]
+    {
+        let output = server.run(&arguments);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(complaint(&output).contains(piece), "{}", complaint(&output));
+    }
+    assert!(!server.asked().iter().any(|note| note.starts_with("PUT")), "nothing may change");
+}
+
+#[test]
+fn orders_are_posted() {
+    let server = Canned::start();
+    assert!(server.run(&["freeze"]).status.success());
+    assert!(server.run(&["approve", "11"]).status.success());
+    assert_eq!(server.asked(), ["POST /api/v1/freeze", "POST /api/v1/actions/11/approve"]);
+}
+
+#[test]
+fn a_refusal_is_told_in_the_servers_words() {
+    let server = Canned::start();
+    let output = server.run(&["explain", "99"]);
+    assert_eq!(output.status.code(), Some(1));
+    let complaint = complaint(&output);
+    assert!(complaint.contains("/api/v1/incidents/99") && complaint.contains("no such thing"), "{complaint}");
+}
+
+#[test]
+fn nobody_there_is_said_with_what_to_do() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    drop(listener);
+    let output = sagectl(&["--url", &url, "status"]);
+    assert_eq!(output.status.code(), Some(2));
+    let complaint = complaint(&output);
+    assert!(complaint.contains(&format!("cannot reach {url}")) && complaint.contains("--url"), "{complaint}");
+}
+
+#[test]
+fn completion_scripts_name_the_commands() {
+    let output = sagectl(&["completion", "bash"]);
+    assert!(output.status.success() && text(&output).contains("explain"));
+}
