@@ -145,11 +145,7 @@ fn check_skeleton(skeleton: &Skeleton) -> Result<(), InvalidWindow> {
     let branches = || skeleton.groups.iter().flatten();
     let parts = skeleton.groups.len() + branches().count() + branches().map(Vec::len).sum::<usize>();
     if parts > SKELETON_PARTS_MAX {
-        return Err(InvalidWindow::TooMany {
-            what: "parts of a call structure",
-            len: parts,
-            max: SKELETON_PARTS_MAX,
-        });
+        return Err(InvalidWindow::TooMany { what: "parts of a call structure", len: parts, max: SKELETON_PARTS_MAX });
     }
     Ok(())
 }

@@ -133,8 +133,8 @@ fn decode_within<T: DeserializeOwned>(bytes: &[u8], max: usize, config: impl Con
     if len > max {
         return Err(CodecError::TooLong { what, len, max });
     }
-    let (value, used) = decode_from_slice(bytes, config)
-        .map_err(|error| CodecError::Malformed { what, problem: error.to_string() })?;
+    let (value, used) =
+        decode_from_slice(bytes, config).map_err(|error| CodecError::Malformed { what, problem: error.to_string() })?;
     if used != len {
         return Err(CodecError::Trailing { what, used, len });
     }

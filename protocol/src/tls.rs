@@ -131,6 +131,11 @@ impl TlsMaterial {
         self.not_after_s
     }
 
+    /// The key's bytes, for other keys to be derived from.
+    pub(crate) fn secret(&self) -> &[u8] {
+        self.key.secret_der()
+    }
+
     /// How an agent connects. Nothing is resumed: a certificate that has run out is noticed by the next connection.
     ///
     /// # Errors
@@ -152,8 +157,7 @@ impl TlsMaterial {
     ///
     /// [`TlsError::Unusable`], [`TlsError::Verifier`].
     pub fn server_config(&self) -> Result<ServerConfig, TlsError> {
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider()).build()?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&self.roots), provider()).build()?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
             .with_client_cert_verifier(verifier)

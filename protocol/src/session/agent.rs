@@ -290,7 +290,8 @@ impl AgentSession {
     fn enter(&mut self, now: Micros, welcome: Welcome) {
         let Welcome { version, term, leader, acknowledged_below } = welcome;
         if !VERSIONS.contains(&version) {
-            return self.close(now, Disconnect::Protocol(format!("welcome in version {version}, which was not offered")));
+            return self
+                .close(now, Disconnect::Protocol(format!("welcome in version {version}, which was not offered")));
         }
         if !self.raise_term(now, term) {
             return;

@@ -18,9 +18,7 @@ use sage_common::{BootId, Micros, NodeId, NodeWindow, Term};
 use crate::{
     check::{InvalidWindow, check_window},
     message::{AgentStatus, Command, CommandResult, FromAgent, FromAggregator, Hello, Welcome},
-    session::{
-        ACKNOWLEDGED_PER_MESSAGE_MAX, Disconnect, HELD_MAX, REJECTIONS_MAX, Timing, VERSIONS, negotiate,
-    },
+    session::{ACKNOWLEDGED_PER_MESSAGE_MAX, Disconnect, HELD_MAX, REJECTIONS_MAX, Timing, VERSIONS, negotiate},
 };
 
 /// The owner's answer to a hello.
