@@ -2,4 +2,6 @@
 //!
 //! Everything here may use clocks, files and sockets; nothing else in the workspace sees this crate.
 
+pub mod app;
+pub mod load;
 pub mod topology;

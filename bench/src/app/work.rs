@@ -1,0 +1,227 @@
+//! Work that uses what it says it uses.
+//!
+//! CPU: spins until the thread has *used* the time, so that whoever competes for the core stretches it. Memory: a fixed
+//! number of cache lines of a buffer larger than a level-2 cache, as many as an idle machine reads in that time; a
+//! competitor for cache or bandwidth stretches it. Disk: that many synced writes of one block. Network: bytes in the
+//! answer.
+#![expect(clippy::disallowed_methods, reason = "disk work writes a file, and its cost is measured")]
+
+use std::{
+    fs::{self, File},
+    hint::black_box,
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Instant,
+};
+
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::topology::Sensitivity;
+
+/// Own time of one step, split by resource, microseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shares {
+    /// Processor.
+    pub cpu_us: f64,
+    /// Memory.
+    pub mem_us: f64,
+    /// Disk.
+    pub disk_us: f64,
+    /// Bytes on the wire.
+    pub payload_len: usize,
+}
+
+/// A microsecond of network share in bytes: the rate of a 1 Gbit/s link.
+const BYTES_PER_US: f64 = 125.0;
+
+impl Shares {
+    /// `own_us` split as the tier's sensitivity says.
+    pub fn new(own_us: f64, sensitivity: Sensitivity) -> Self {
+        Self {
+            cpu_us: own_us * sensitivity.cpu,
+            mem_us: own_us * sensitivity.mem,
+            disk_us: own_us * sensitivity.disk,
+            payload_len: (own_us * sensitivity.net * BYTES_PER_US) as usize,
+        }
+    }
+}
+
+/// CPU time that this thread has used, microseconds.
+pub fn thread_cpu_us() -> f64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
+}
+
+/// Uses `us` microseconds of CPU on this thread.
+pub fn spin(us: f64) {
+    let end = thread_cpu_us() + us;
+    let mut state = 0x9E37_79B9_u64;
+    while thread_cpu_us() < end {
+        for _ in 0..SPIN_CHUNK {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        }
+        black_box(state);
+    }
+}
+
+/// About one microsecond between two looks at the clock: the most that a step overshoots.
+const SPIN_CHUNK: u32 = 1_000;
+
+/// A buffer that does not fit a level-2 cache, and how fast its lines are read when nobody competes.
+#[derive(Debug)]
+pub struct Memory {
+    lines: Vec<[u64; WORDS_PER_LINE]>,
+    cursor: AtomicUsize,
+    lines_per_us: f64,
+}
+
+const WORDS_PER_LINE: usize = 8;
+/// 8 MiB: four times the largest common level-2 cache.
+const LINES: usize = 8 * 1024 * 1024 / 64;
+/// Odd, hence coprime to [`LINES`]: visits every line once, far from the one before, so that prefetchers do not help.
+const STRIDE: usize = 40_503;
+const CALIBRATION_TRIALS: usize = 9;
+
+impl Memory {
+    /// Fills the buffer and measures it; takes about 20 ms.
+    pub fn new() -> Self {
+        let lines = (0..LINES as u64).map(|line| [line; WORDS_PER_LINE]).collect();
+        let mut memory = Self { lines, cursor: AtomicUsize::new(0), lines_per_us: 1.0 };
+        let mut trials: Vec<f64> = (0..CALIBRATION_TRIALS)
+            .map(|_| {
+                let before = thread_cpu_us();
+                memory.read_lines(LINES / 16);
+                (LINES / 16) as f64 / (thread_cpu_us() - before).max(1.0)
+            })
+            .collect();
+        trials.sort_by(f64::total_cmp);
+        memory.lines_per_us = trials[CALIBRATION_TRIALS / 2];
+        memory
+    }
+
+    /// Reads as much as takes `us` microseconds when nobody competes.
+    pub fn walk(&self, us: f64) {
+        self.read_lines((us * self.lines_per_us) as usize);
+    }
+
+    fn read_lines(&self, count: usize) {
+        let first = self.cursor.fetch_add(count, Ordering::Relaxed);
+        let sum = (first..first.wrapping_add(count))
+            .fold(0_u64, |sum, step| sum.wrapping_add(self.lines[step.wrapping_mul(STRIDE) % LINES][0]));
+        black_box(sum);
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A file that is written and synced block by block, and what one block costs when nobody competes.
+#[derive(Debug)]
+pub struct Disk {
+    file: File,
+    cursor: AtomicUsize,
+    block_us: f64,
+}
+
+const BLOCK: [u8; 4096] = [0x5A; 4096];
+/// 8 MiB, written once at start: later writes change no metadata.
+const BLOCKS: usize = 2_048;
+const DISK_TRIALS: usize = 33;
+/// Blocks of one step at most. On a file system in memory a block costs nothing, and no number of them is disk time.
+const BLOCKS_MAX: u32 = 64;
+
+impl Disk {
+    /// Makes the file in `dir` (it has no name there for long) and measures it; takes some tens of synced writes.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be made or written.
+    pub fn new(dir: &Path) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        let path = dir.join(format!("sage-bench-{}.dat", std::process::id()));
+        let file = File::options().create(true).truncate(true).read(true).write(true).open(&path)?;
+        fs::remove_file(&path)?;
+        for block in 0..BLOCKS {
+            file.write_all_at(&BLOCK, (block * BLOCK.len()) as u64)?;
+        }
+        file.sync_all()?;
+        let mut disk = Self { file, cursor: AtomicUsize::new(0), block_us: 1.0 };
+        let mut trials = [0.0; DISK_TRIALS];
+        for trial in &mut trials {
+            let before = Instant::now();
+            disk.write_block()?;
+            *trial = before.elapsed().as_secs_f64() * 1e6;
+        }
+        trials.sort_by(f64::total_cmp);
+        disk.block_us = trials[DISK_TRIALS / 2].max(1.0);
+        Ok(disk)
+    }
+
+    /// Microseconds of one synced block when nobody competes.
+    pub fn block_us(&self) -> f64 {
+        self.block_us
+    }
+
+    /// How many blocks take `us` on average; `chance` in `[0, 1)` decides whether a part of a block becomes a whole one.
+    pub fn blocks(&self, us: f64, chance: f64) -> u32 {
+        let exact = us / self.block_us;
+        let whole = exact.floor();
+        (whole as u32).saturating_add(u32::from(chance < exact - whole)).min(BLOCKS_MAX)
+    }
+
+    /// Writes and syncs one block.
+    ///
+    /// # Errors
+    ///
+    /// As the file.
+    pub fn write_block(&self) -> io::Result<()> {
+        let block = self.cursor.fetch_add(1, Ordering::Relaxed).wrapping_mul(STRIDE) % BLOCKS;
+        self.file.write_all_at(&BLOCK, (block * BLOCK.len()) as u64)?;
+        self.file.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spinning_uses_the_cpu_time_it_was_asked_for() {
+        let before = thread_cpu_us();
+        spin(3_000.0);
+        let used = thread_cpu_us() - before;
+        assert!((3_000.0..3_300.0).contains(&used), "{used} us");
+    }
+
+    #[test]
+    fn shares_add_up_to_the_own_time() {
+        let shares = Shares::new(1_000.0, Sensitivity { cpu: 0.5, mem: 0.2, disk: 0.2, net: 0.1 });
+        assert_eq!(shares, Shares { cpu_us: 500.0, mem_us: 200.0, disk_us: 200.0, payload_len: 12_500 });
+    }
+
+    #[test]
+    fn walking_memory_reads_in_proportion_to_the_time() {
+        let memory = Memory::new();
+        let start = memory.cursor.load(Ordering::Relaxed);
+        memory.walk(100.0);
+        let read = memory.cursor.load(Ordering::Relaxed) - start;
+        assert_eq!(read, (100.0 * memory.lines_per_us) as usize);
+        assert!(memory.lines_per_us > 1.0 && memory.lines_per_us < 10_000.0, "{} lines a us", memory.lines_per_us);
+    }
+
+    #[test]
+    fn disk_work_leaves_no_file_behind_and_costs_what_was_measured() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::new(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert_eq!(disk.blocks(disk.block_us() * 2.5, 0.49), 3);
+        assert_eq!(disk.blocks(disk.block_us() * 2.5, 0.51), 2);
+        assert_eq!(disk.blocks(f64::MAX, 0.0), BLOCKS_MAX);
+        disk.write_block().unwrap();
+    }
+}

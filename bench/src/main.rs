@@ -1,0 +1,41 @@
+//! `sage-bench`: applications from topology files, and load for them.
+
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use sage_bench::app::process::TierArgs;
+
+use crate::commands::{AppArgs, LoadArgs};
+
+/// Applications from topology files, and load for them
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run an application: one process per tier, until SIGTERM
+    App(AppArgs),
+    /// Run one tier (started by `app`)
+    #[command(hide = true)]
+    Tier(TierArgs),
+    /// Send requests at a rate that does not wait for answers
+    Load(LoadArgs),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::App(args) => commands::app(args),
+        Command::Tier(args) => sage_bench::app::process::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Load(args) => commands::load(&args),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("sage-bench: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,21 @@
+//! Reports: one JSON file and one page that needs nothing but a browser.
+#![allow(clippy::disallowed_methods, reason = "reports are files")]
+
+mod chart;
+mod page;
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result};
+
+use crate::demo::record::{Point, Report};
+
+/// Writes `report.json` and `report.html` into `out`. `clients` is the latency that the load generator saw.
+pub fn write(out: &Path, report: &Report, clients: &[Point]) -> Result<()> {
+    let json = serde_json::to_string_pretty(report).context("a report is plain data")?;
+    for (name, text) in [("report.json", json), ("report.html", page::render(report, clients))] {
+        let path = out.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
