@@ -5,5 +5,7 @@
 
 pub mod config;
 pub mod core;
+pub mod intake;
 pub mod kernel;
+pub mod parse;
 pub mod policy;
