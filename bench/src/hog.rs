@@ -97,7 +97,8 @@ fn write_over(dir: &std::path::Path, index: usize) -> Result<()> {
     std::fs::remove_file(&path).with_context(|| format!("cannot unlink {}", path.display()))?;
     let block = aligned_block();
     for turn in (0..DISK_BLOCKS).cycle() {
-        file.write_all_at(block.bytes(), turn * DISK_BLOCK as u64).with_context(|| format!("cannot write {}", path.display()))?;
+        file.write_all_at(block.bytes(), turn * DISK_BLOCK as u64)
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

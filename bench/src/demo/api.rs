@@ -12,8 +12,6 @@ pub struct Window {
     pub start_at_ms: u64,
     /// Length.
     pub length_ms: u64,
-    /// Share of nodes in it.
-    pub completeness: f64,
     /// Latency of each objective.
     pub objectives: Vec<Objective>,
 }
@@ -25,14 +23,12 @@ pub struct Objective {
     pub calls: f64,
     /// At the objective's percentile.
     pub latency_ms: f64,
-    /// Above the target.
-    pub violated: bool,
 }
 
 /// The parts of `/api/v1/status` that the demo uses.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Status {
-    /// Nodes and whether they are connected.
+    /// The nodes.
     pub nodes: Vec<NodeStatus>,
     /// Window counts.
     pub windows: WindowCounts,
@@ -45,8 +41,6 @@ pub struct Status {
 /// One node.
 #[derive(Clone, Debug, Deserialize)]
 pub struct NodeStatus {
-    /// Its name.
-    pub node: String,
     /// Whether its agent is connected.
     pub connected: bool,
 }
@@ -74,12 +68,8 @@ pub struct ModelStatus {
 pub struct Incident {
     /// Its number.
     pub id: u64,
-    /// `open` or `resolved`.
-    pub state: String,
     /// When the target was found broken.
     pub opened_at_ms: u64,
-    /// When it was met again.
-    pub resolved_at_ms: Option<u64>,
     /// The answers, oldest first.
     pub verdicts: Vec<VerdictRow>,
 }

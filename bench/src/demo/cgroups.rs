@@ -103,8 +103,11 @@ impl Cgroups {
         let quota = (cores * PERIOD_US).round();
         let v2 = Path::new(ROOT).join(path).join("cpu.max");
         let v1 = Path::new(ROOT).join("cpu").join(path);
-        let (file, text) =
-            if v2.exists() { (v2, format!("{quota} {PERIOD_US}")) } else { (v1.join("cpu.cfs_quota_us"), quota.to_string()) };
+        let (file, text) = if v2.exists() {
+            (v2, format!("{quota} {PERIOD_US}"))
+        } else {
+            (v1.join("cpu.cfs_quota_us"), quota.to_string())
+        };
         fs::write(&file, text).with_context(|| format!("cannot set the node's size in {}", file.display()))
     }
 }
@@ -123,7 +126,8 @@ impl Drop for Cgroups {
 fn inherit_cpuset(directory: &Path) -> Result<()> {
     let Some(parent) = directory.parent() else { return Ok(()) };
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        let value = fs::read_to_string(parent.join(file)).with_context(|| format!("cannot read {file} of the parent"))?;
+        let value =
+            fs::read_to_string(parent.join(file)).with_context(|| format!("cannot read {file} of the parent"))?;
         fs::write(directory.join(file), value.trim()).with_context(|| format!("cannot set {file}"))?;
     }
     Ok(())

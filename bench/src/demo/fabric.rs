@@ -34,7 +34,8 @@ impl Network {
     /// Builds the network of `layout` under names that start with `prefix`, and moves the calling thread into the hub.
     /// Must be called before other threads start, because threads inherit the namespace of the one that starts them.
     pub fn build(prefix: &str, layout: &Layout) -> Result<Self> {
-        let network = Self { prefix: prefix.to_owned(), nodes: layout.nodes.iter().map(|node| node.name.clone()).collect() };
+        let network =
+            Self { prefix: prefix.to_owned(), nodes: layout.nodes.iter().map(|node| node.name.clone()).collect() };
         for name in network.namespaces() {
             run(&format!("ip netns add {name}"))?;
             run(&format!("ip -n {name} link set lo up"))?;
@@ -78,7 +79,9 @@ impl Network {
         for port in [format!("p{index}"), format!("u{index}")] {
             run(&format!("ip -n {wires} link set {port} master w{index}"))?;
             run(&format!("ip -n {wires} link set {port} up"))?;
-            run(&format!("tc -n {wires} qdisc add dev {port} root tbf rate {LINK_MBIT}mbit burst 64kb latency {QUEUE_MS}ms"))?;
+            run(&format!(
+                "tc -n {wires} qdisc add dev {port} root tbf rate {LINK_MBIT}mbit burst 64kb latency {QUEUE_MS}ms"
+            ))?;
         }
         run(&format!("ip -n {wires} link set w{index} up"))?;
         run(&format!("ip -n {hub} link set m{index} master br0"))?;

@@ -88,7 +88,9 @@ impl Fault {
         let service = &self.service;
         match self.kind {
             FaultKind::Cpu => format!("a best-effort job spins on {node}, where {service} runs"),
-            FaultKind::Network => format!("a best-effort job sends in bulk over the link of {node}, where {service} runs"),
+            FaultKind::Network => {
+                format!("a best-effort job sends in bulk over the link of {node}, where {service} runs")
+            }
             FaultKind::Disk => format!("a best-effort job writes in bulk on {node}, where {service} runs"),
             FaultKind::Threads => format!("{service} serves one request at a time"),
             FaultKind::Slow => format!("{service} takes a slow code path"),

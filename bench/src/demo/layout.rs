@@ -65,7 +65,8 @@ impl Layout {
                 services.push(service);
             }
         }
-        let nodes = placed.iter().enumerate().map(|(index, (load, services))| node(topology, index, *load, services)).collect();
+        let nodes =
+            placed.iter().enumerate().map(|(index, (load, services))| node(topology, index, *load, services)).collect();
         Self { nodes, rate }
     }
 

@@ -126,14 +126,19 @@ fn again_in_user_namespace() -> Result<ExitCode> {
         .args(std::env::args_os().skip(1))
         .env(UNPRIVILEGED, "1")
         .exec();
-    Err(error).context("not root, and cannot make a user namespace with `unshare` (Debian: util-linux): run the demo as root")
+    Err(error)
+        .context("not root, and cannot make a user namespace with `unshare` (Debian: util-linux): run the demo as root")
 }
 
 /// The absolute output directory, emptied of what an earlier demo wrote.
 fn prepare(out: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let out = out.canonicalize().with_context(|| format!("cannot find {}", out.display()))?;
-    for stale in ["aggregator", "logs", "pki"].map(str::to_owned).into_iter().chain((b'a'..=b'f').map(|letter| format!("node-{}", char::from(letter)))) {
+    for stale in ["aggregator", "logs", "pki"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain((b'a'..=b'f').map(|letter| format!("node-{}", char::from(letter))))
+    {
         let path = out.join(stale);
         if path.exists() {
             std::fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
@@ -155,15 +160,19 @@ fn cores_for_the_application() -> f64 {
 
 /// The service that the mix enters through; a topology with several entries is measured at the commonest.
 fn entry(topology: &Topology) -> Result<String> {
-    let commonest = topology.requests.iter().max_by(|a, b| a.mix.total_cmp(&b.mix)).context("the topology has no requests")?;
+    let commonest =
+        topology.requests.iter().max_by(|a, b| a.mix.total_cmp(&b.mix)).context("the topology has no requests")?;
     Ok(commonest.root.svc.clone())
 }
 
 /// One processor, one network and one software fault, on the tiers that work hardest behind the entry.
 fn default_faults(topology: &Topology, facts: &Facts) -> Vec<Fault> {
-    let mut tiers: Vec<usize> = facts.used.iter().copied().filter(|tier| facts.edges.iter().any(|(_, to)| to == tier)).collect();
+    let mut tiers: Vec<usize> =
+        facts.used.iter().copied().filter(|tier| facts.edges.iter().any(|(_, to)| to == tier)).collect();
     tiers.sort_by(|a, b| facts.work_us[*b].total_cmp(&facts.work_us[*a]));
-    let pick = |index: usize, kind| tiers.get(index % tiers.len().max(1)).map(|tier| Fault { kind, service: topology.services[*tier].id.clone() });
+    let pick = |index: usize, kind| {
+        tiers.get(index % tiers.len().max(1)).map(|tier| Fault { kind, service: topology.services[*tier].id.clone() })
+    };
     [pick(0, FaultKind::Cpu), pick(1, FaultKind::Network), pick(2, FaultKind::Slow)].into_iter().flatten().collect()
 }
 
@@ -178,7 +187,13 @@ fn check(faults: &[Fault], topology: &Topology, facts: &Facts) -> Result<()> {
 }
 
 fn introduce(topology: &Topology, layout: &Layout, faults: &[Fault]) {
-    println!("{}: {} tiers on {} nodes, {:.0} requests per second", topology.title, layout.peers().len(), layout.nodes.len(), layout.rate);
+    println!(
+        "{}: {} tiers on {} nodes, {:.0} requests per second",
+        topology.title,
+        layout.peers().len(),
+        layout.nodes.len(),
+        layout.rate
+    );
     for node in &layout.nodes {
         let tiers: Vec<&str> = node.tiers.iter().map(|tier| tier.service.as_str()).collect();
         println!("  {} {} ({:.1} cores): {}", node.name, node.ip, node.cores, tiers.join(", "));
@@ -190,7 +205,8 @@ fn introduce(topology: &Topology, layout: &Layout, faults: &[Fault]) {
 fn stop_on_signal() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().context("cannot watch for signals")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().context("cannot watch for signals")?;
     std::thread::spawn(move || {
         runtime.block_on(async {
             let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).ok();
@@ -210,7 +226,14 @@ fn stop_on_signal() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-fn summarise(args: &DemoArgs, topology: &Topology, play: &Play, faults: Vec<FaultRecord>, privileged: bool, rate_qps: f64) -> Result<Report> {
+fn summarise(
+    args: &DemoArgs,
+    topology: &Topology,
+    play: &Play,
+    faults: Vec<FaultRecord>,
+    privileged: bool,
+    rate_qps: f64,
+) -> Result<Report> {
     let slo = play.slo.as_ref().context("the demo ended without an objective")?;
     let (windows_trained, train_seconds, model_generation) = play.model();
     let is_resource = |record: &FaultRecord| !matches!(record.kind.as_str(), "threads" | "slow");
@@ -252,6 +275,9 @@ fn conclude(report: &Report, out: &Path) {
 
 /// Whether `name` belongs to a demo whose process is gone.
 fn is_left_behind(name: &str) -> bool {
-    let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('-')).map(|rest| rest.split('-').next().unwrap_or(rest));
+    let pid = name
+        .strip_prefix(PREFIX)
+        .and_then(|rest| rest.strip_prefix('-'))
+        .map(|rest| rest.split('-').next().unwrap_or(rest));
     pid.and_then(|pid| pid.parse::<u32>().ok()).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
 }

@@ -127,12 +127,15 @@ impl Play {
         let nodes = self.stage.layout.nodes.len();
         while self.status().map_or(0, |status| status.nodes.iter().filter(|node| node.connected).count()) < nodes {
             if Instant::now() > deadline {
-                bail!("not all of the {nodes} agents reached the aggregator within {CONNECT_LIMIT:?}; see the logs directory");
+                bail!(
+                    "not all of the {nodes} agents reached the aggregator within {CONNECT_LIMIT:?}; see the logs directory"
+                );
             }
             self.turn()?;
         }
         self.screen.event(self.at(), &format!("{nodes} agents are connected; learning takes {windows_min} windows"));
-        self.screen.event(self.at(), &format!("meanwhile: nsenter --net=/run/netns/{} sagectl status", self.stage.hub()));
+        self.screen
+            .event(self.at(), &format!("meanwhile: nsenter --net=/run/netns/{} sagectl status", self.stage.hub()));
         let deadline = Instant::now() + LEARN_LIMIT;
         while self.slo.is_none() {
             if Instant::now() > deadline {
@@ -160,11 +163,15 @@ impl Play {
         if assembled < WINDOWS_BEFORE_SLO as u64 {
             return Ok(());
         }
-        let proposals: Vec<SloProposal> = self.stage.api.get(&format!("/api/v1/slo/suggest?percentile={percentile}"))?;
+        let proposals: Vec<SloProposal> =
+            self.stage.api.get(&format!("/api/v1/slo/suggest?percentile={percentile}"))?;
         let entry_wide = proposals.iter().find(|slo| slo.operation.is_none()).or(proposals.first());
         if let Some(slo) = entry_wide {
             self.stage.api.set_slos(std::slice::from_ref(slo))?;
-            let text = format!("objective: p{} of {} under {:.1} ms, proposed from {assembled} windows", slo.percentile, slo.service, slo.target_ms);
+            let text = format!(
+                "objective: p{} of {} under {:.1} ms, proposed from {assembled} windows",
+                slo.percentile, slo.service, slo.target_ms
+            );
             self.screen.event(self.at(), &text);
             self.slo = Some(slo.clone());
         }
@@ -178,8 +185,12 @@ impl Play {
         let neighbours: Vec<String> = node.tiers.iter().map(|tier| tier.service.clone()).collect();
         let known = self.incidents()?.first().map_or(0, |incident| incident.id + 1);
         self.screen.title(&format!("Fault {fault}: {}", fault.in_words(&node.name)));
-        let mut record =
-            FaultRecord { kind: fault.kind.name().to_owned(), service: fault.service.clone(), injected_at: self.at(), ..FaultRecord::default() };
+        let mut record = FaultRecord {
+            kind: fault.kind.name().to_owned(),
+            service: fault.service.clone(),
+            injected_at: self.at(),
+            ..FaultRecord::default()
+        };
         self.stage.inject(fault, target)?;
         self.watch(fault, &mut record, known)?;
         record.withdrawn_at = Some(self.at());
@@ -201,7 +212,11 @@ impl Play {
             self.read(record, known, &mut said)?;
             record.read_timeline(&self.timeline, target, now);
             let acts = record.action.as_ref().is_some_and(|action| action.applied_at.is_some());
-            let done = if acts { record.recovered_at.is_some() } else { record.verdict.is_some() && (!fault.kind.is_of_resource() || self.only_recommends(record)) };
+            let done = if acts {
+                record.recovered_at.is_some()
+            } else {
+                record.verdict.is_some() && (!fault.kind.is_of_resource() || self.only_recommends(record))
+            };
             done_at = if done { done_at.or(Some(now)) } else { None };
             if done_at.is_some_and(|at| now - at > WATCH_WINDOWS * self.window_s) {
                 return Ok(());
@@ -227,9 +242,11 @@ impl Play {
         loop {
             self.turn()?;
             let recent: Vec<&Point> = self.timeline.iter().rev().take(CALM_WINDOWS).collect();
-            let met = recent.len() == CALM_WINDOWS && recent.iter().all(|point| point.latency_ms <= target && point.at > from);
+            let met = recent.len() == CALM_WINDOWS
+                && recent.iter().all(|point| point.latency_ms <= target && point.at > from);
             let open = self.status().map_or(1, |status| status.incidents_open);
-            let held = self.actions()?.iter().any(|action| matches!(action.state.as_str(), "applied" | "kept" | "proposed"));
+            let held =
+                self.actions()?.iter().any(|action| matches!(action.state.as_str(), "applied" | "kept" | "proposed"));
             if (met && open == 0 && !held) || self.at() - from > CALM_LIMIT {
                 return Ok(());
             }
@@ -258,11 +275,17 @@ impl Play {
             record.diagnosed_at = Some(self.since_start(row.at_ms));
             record.verdict = Some(verdict_record(row));
         }
-        let actions: Vec<Action> =
-            self.actions()?.into_iter().filter(|action| incidents.iter().any(|incident| incident.id == action.incident)).collect();
+        let actions: Vec<Action> = self
+            .actions()?
+            .into_iter()
+            .filter(|action| incidents.iter().any(|incident| incident.id == action.incident))
+            .collect();
         for action in &actions {
-            let applied = action.applied_at_ms.map(|at| (at, format!("action on {}: {} set to {}", action.node, action.knob, action.setting)));
-            let reverted = action.reverted_at_ms.map(|at| (at, format!("action on {}: {} given back", action.node, action.knob)));
+            let applied = action
+                .applied_at_ms
+                .map(|at| (at, format!("action on {}: {} set to {}", action.node, action.knob, action.setting)));
+            let reverted =
+                action.reverted_at_ms.map(|at| (at, format!("action on {}: {} given back", action.node, action.knob)));
             events.extend(applied.into_iter().chain(reverted));
         }
         record.action = self.choose(&actions);
@@ -317,9 +340,15 @@ impl Play {
 }
 
 fn verdict_in_words(row: &VerdictRow) -> String {
-    let named: Vec<String> = row.culprits.iter().map(|culprit| format!("{} ({})", culprit.service, culprit.resource)).collect();
+    let named: Vec<String> =
+        row.culprits.iter().map(|culprit| format!("{} ({})", culprit.service, culprit.resource)).collect();
     let named = if named.is_empty() { "nobody".to_owned() } else { named.join(" and ") };
-    format!("verdict {}: {named}; had they been normal: {:.1} ms, P(target met) {:.2}", row.kind, row.counterfactual / 1e3, row.p_restored)
+    format!(
+        "verdict {}: {named}; had they been normal: {:.1} ms, P(target met) {:.2}",
+        row.kind,
+        row.counterfactual / 1e3,
+        row.p_restored
+    )
 }
 
 fn verdict_record(row: &VerdictRow) -> VerdictRecord {

@@ -34,9 +34,20 @@ pub struct Process {
 
 impl Process {
     /// Starts `program` with `args` in `place`; its output goes to `logs/NAME.log`, or stays readable with `keep_stdout`.
-    pub fn start(name: &str, program: &Path, args: &[String], place: &Place, logs: &Path, keep_stdout: bool) -> Result<Self> {
+    pub fn start(
+        name: &str,
+        program: &Path,
+        args: &[String],
+        place: &Place,
+        logs: &Path,
+        keep_stdout: bool,
+    ) -> Result<Self> {
         let log = logs.join(format!("{name}.log"));
-        let file = File::options().create(true).append(true).open(&log).with_context(|| format!("cannot open {}", log.display()))?;
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("cannot open {}", log.display()))?;
         let mut words: Vec<String> = Vec::new();
         if let Some(namespace) = &place.namespace {
             words.extend(["nsenter".to_owned(), format!("--net=/run/netns/{namespace}")]);

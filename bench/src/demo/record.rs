@@ -126,7 +126,8 @@ impl FaultRecord {
     ///
     /// Recovery is looked for after the action took effect, or without one after the fault was withdrawn.
     pub fn read_timeline(&mut self, timeline: &[Point], target_ms: f64, until: f64) {
-        let between = |from: f64, to: f64| timeline.iter().filter(move |point| point.at > from && point.at <= to).copied();
+        let between =
+            |from: f64, to: f64| timeline.iter().filter(move |point| point.at > from && point.at <= to).copied();
         let after = self.injected_at;
         let above = |point: &Point| point.latency_ms > target_ms;
         self.violation_at = between(after, until).find(above).map(|point| point.at);
@@ -156,14 +157,24 @@ mod tests {
     use super::*;
 
     fn timeline(latencies: &[f64]) -> Vec<Point> {
-        latencies.iter().enumerate().map(|(index, ms)| Point { at: 2.0 * (index + 1) as f64, latency_ms: *ms, calls: 100.0 }).collect()
+        latencies
+            .iter()
+            .enumerate()
+            .map(|(index, ms)| Point { at: 2.0 * (index + 1) as f64, latency_ms: *ms, calls: 100.0 })
+            .collect()
     }
 
     #[test]
     fn recovery_is_two_windows_in_a_row_after_the_action() {
         let timeline = timeline(&[10.0, 10.0, 80.0, 90.0, 20.0, 60.0, 20.0, 21.0, 22.0]);
-        let action =
-            ActionRecord { knob: String::new(), setting: String::new(), node: String::new(), state: String::new(), applied_at: Some(8.5), reverted_at: None };
+        let action = ActionRecord {
+            knob: String::new(),
+            setting: String::new(),
+            node: String::new(),
+            state: String::new(),
+            applied_at: Some(8.5),
+            reverted_at: None,
+        };
         let mut record = FaultRecord { injected_at: 4.5, action: Some(action), ..FaultRecord::default() };
         record.read_timeline(&timeline, 50.0, 100.0);
         assert_eq!(record.violation_at, Some(6.0));

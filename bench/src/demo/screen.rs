@@ -59,7 +59,17 @@ impl Default for Screen {
 fn bar(latency_ms: f64, target_ms: f64) -> String {
     let cells = (latency_ms / target_ms * TARGET_COLUMN as f64).round().clamp(0.0, BAR_MAX as f64) as usize;
     let width = cells.max(TARGET_COLUMN + 1);
-    (0..width).map(|cell| if cell == TARGET_COLUMN { '|' } else if cell < cells { '#' } else { ' ' }).collect()
+    (0..width)
+        .map(|cell| {
+            if cell == TARGET_COLUMN {
+                '|'
+            } else if cell < cells {
+                '#'
+            } else {
+                ' '
+            }
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -80,8 +80,18 @@ impl Stage {
         let cgroups = if script.privileged { Some(Cgroups::build(&script.prefix, &layout)?) } else { None };
         let (_, load) = mpsc::channel();
         let api = Api::new(&format!("127.0.0.1:{HTTP_PORT}"));
-        let mut stage =
-            Self { hogs: Vec::new(), dying: Vec::new(), processes: Vec::new(), tier_pids: BTreeMap::new(), cgroups, network, load, layout, api, paths };
+        let mut stage = Self {
+            hogs: Vec::new(),
+            dying: Vec::new(),
+            processes: Vec::new(),
+            tier_pids: BTreeMap::new(),
+            cgroups,
+            network,
+            load,
+            layout,
+            api,
+            paths,
+        };
         stage.start_sage(script, &pki)?;
         stage.start_application(script)?;
         Ok(stage)
@@ -89,23 +99,35 @@ impl Stage {
 
     fn start_sage(&mut self, script: &Script, pki: &std::path::Path) -> Result<()> {
         let config = files::aggregator(&self.paths, pki, script.pace)?;
-        self.start("aggregator", "sage-aggregator", &["run", "--config", &config.display().to_string()], &Place::default())?;
+        self.start(
+            "aggregator",
+            "sage-aggregator",
+            &["run", "--config", &config.display().to_string()],
+            &Place::default(),
+        )?;
         for node in self.layout.nodes.clone() {
             let config = files::agent(&self.paths, &node, pki, script.pace, self.cgroups.as_ref())?;
             let place = Place { namespace: Some(self.network.node(&node.name)), cgroups: Vec::new() };
-            self.start(&format!("agent-{}", node.name), "sage-agent", &["run", "--config", &config.display().to_string()], &place)?;
+            self.start(
+                &format!("agent-{}", node.name),
+                "sage-agent",
+                &["run", "--config", &config.display().to_string()],
+                &place,
+            )?;
         }
         Ok(())
     }
 
     fn start_application(&mut self, script: &Script) -> Result<()> {
         let peers = self.paths.out.join("peers.json");
-        std::fs::write(&peers, serde_json::to_string_pretty(&self.layout.peers())?).context("cannot write peers.json")?;
+        std::fs::write(&peers, serde_json::to_string_pretty(&self.layout.peers())?)
+            .context("cannot write peers.json")?;
         for node in self.layout.nodes.clone() {
             for tier in &node.tiers {
                 let home = self.paths.dir(&format!("{}/{}", node.name, tier.service))?;
                 let listen = format!("{}:{}", node.ip, tier.port);
-                let (work, control) = (home.display().to_string(), self.control(&node.name, &tier.service).display().to_string());
+                let (work, control) =
+                    (home.display().to_string(), self.control(&node.name, &tier.service).display().to_string());
                 let place = self.place(&node.name, |cgroups| cgroups.tier(&node.name, &tier.service));
                 #[rustfmt::skip]
                 let args = [
@@ -116,13 +138,23 @@ impl Stage {
                 self.tier_pids.insert(tier.service.clone(), pid);
             }
         }
-        self.start("sink", "sage-bench", &["hog", "sink", "--listen", &format!("{HUB}:{SINK_PORT}")], &Place::default())?;
+        self.start(
+            "sink",
+            "sage-bench",
+            &["hog", "sink", "--listen", &format!("{HUB}:{SINK_PORT}")],
+            &Place::default(),
+        )?;
         self.start_load(script)
     }
 
     fn start_load(&mut self, script: &Script) -> Result<()> {
-        let target = self.layout.peers().remove(&script.entry).with_context(|| format!("no tier runs the entry {}", script.entry))?;
-        let (rate, seed, window) = (self.layout.rate.to_string(), script.seed.to_string(), (script.pace.window_ms as f64 / 1e3).to_string());
+        let target = self
+            .layout
+            .peers()
+            .remove(&script.entry)
+            .with_context(|| format!("no tier runs the entry {}", script.entry))?;
+        let (rate, seed, window) =
+            (self.layout.rate.to_string(), script.seed.to_string(), (script.pace.window_ms as f64 / 1e3).to_string());
         #[rustfmt::skip]
         let args = [
             "load", "--topology", &script.topology, "--target", &target, "--rate", &rate, "--seed", &seed,
@@ -179,7 +211,12 @@ impl Stage {
 
     /// Breaks something.
     pub fn inject(&mut self, fault: &Fault, target_ms: f64) -> Result<()> {
-        let node = self.layout.node_of(&fault.service).with_context(|| format!("no tier runs {}", fault.service))?.name.clone();
+        let node = self
+            .layout
+            .node_of(&fault.service)
+            .with_context(|| format!("no tier runs {}", fault.service))?
+            .name
+            .clone();
         let dir = self.paths.dir(&node)?.display().to_string();
         let sink = format!("{HUB}:{SINK_PORT}");
         match fault.kind {
@@ -192,7 +229,9 @@ impl Stage {
             FaultKind::Network => drop(self.hog(&node, &["send", "--to", &sink])?),
             FaultKind::Disk => drop(self.hog(&node, &["disk", "--dir", &dir])?),
             FaultKind::Threads => self.command(&node, &fault.service, "threads 1")?,
-            FaultKind::Slow => self.command(&node, &fault.service, &format!("slow_ms {:.0}", target_ms * SLOW_TARGETS))?,
+            FaultKind::Slow => {
+                self.command(&node, &fault.service, &format!("slow_ms {:.0}", target_ms * SLOW_TARGETS))?
+            }
         }
         Ok(())
     }
@@ -204,7 +243,8 @@ impl Stage {
         }
         self.dying.append(&mut self.hogs);
         if !fault.kind.is_of_resource() {
-            let node = self.layout.node_of(&fault.service).context("the tier was there when it was broken")?.name.clone();
+            let node =
+                self.layout.node_of(&fault.service).context("the tier was there when it was broken")?.name.clone();
             self.command(&node, &fault.service, "reset")?;
         }
         Ok(())
@@ -237,7 +277,8 @@ impl Stage {
 
     fn command(&self, node: &str, service: &str, line: &str) -> Result<()> {
         let path = self.control(node, service);
-        let mut stream = UnixStream::connect(&path).with_context(|| format!("cannot reach {service} at {}", path.display()))?;
+        let mut stream =
+            UnixStream::connect(&path).with_context(|| format!("cannot reach {service} at {}", path.display()))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         writeln!(stream, "{line}").with_context(|| format!("cannot tell {service} {line:?}"))?;
         let mut answer = String::new();

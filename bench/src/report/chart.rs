@@ -43,17 +43,29 @@ impl Chart {
 
     fn axes(&mut self) {
         let decades = [1.0, 2.0, 5.0];
-        let ticks = (-1..6).flat_map(|power| decades.map(|step| step * 10_f64.powi(power))).filter(|v| *v >= self.low && *v <= self.high);
+        let ticks = (-1..6)
+            .flat_map(|power| decades.map(|step| step * 10_f64.powi(power)))
+            .filter(|v| *v >= self.low && *v <= self.high);
         for value in ticks.collect::<Vec<_>>() {
             let y = self.y(value);
-            self.push(&format!("<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>", WIDTH - RIGHT));
-            self.push(&format!("<text class=\"tick\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{value} ms</text>", LEFT - 6.0, y + 4.0));
+            self.push(&format!(
+                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>",
+                WIDTH - RIGHT
+            ));
+            self.push(&format!(
+                "<text class=\"tick\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{value} ms</text>",
+                LEFT - 6.0,
+                y + 4.0
+            ));
         }
         let step = [10.0, 30.0, 60.0, 120.0, 300.0].into_iter().find(|step| self.until / step < 14.0).unwrap_or(600.0);
         let mut at = 0.0;
         while at <= self.until {
             let x = self.x(at);
-            self.push(&format!("<text class=\"tick\" x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{at:.0} s</text>", HEIGHT - 16.0));
+            self.push(&format!(
+                "<text class=\"tick\" x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{at:.0} s</text>",
+                HEIGHT - 16.0
+            ));
             at += step;
         }
     }
@@ -61,14 +73,26 @@ impl Chart {
     /// A shaded span with a caption at its top.
     pub fn span(&mut self, from: f64, to: f64, class: &str, caption: &str) {
         let (x0, x1) = (self.x(from), self.x(to));
-        self.push(&format!("<rect class=\"{class}\" x=\"{x0:.1}\" y=\"{TOP}\" width=\"{:.1}\" height=\"{}\"/>", x1 - x0, HEIGHT - TOP - BOTTOM));
-        self.push(&format!("<text class=\"caption\" x=\"{:.1}\" y=\"{}\">{}</text>", x0 + 3.0, TOP - 8.0, escape(caption)));
+        self.push(&format!(
+            "<rect class=\"{class}\" x=\"{x0:.1}\" y=\"{TOP}\" width=\"{:.1}\" height=\"{}\"/>",
+            x1 - x0,
+            HEIGHT - TOP - BOTTOM
+        ));
+        self.push(&format!(
+            "<text class=\"caption\" x=\"{:.1}\" y=\"{}\">{}</text>",
+            x0 + 3.0,
+            TOP - 8.0,
+            escape(caption)
+        ));
     }
 
     /// A horizontal line.
     pub fn level(&mut self, latency_ms: f64, class: &str) {
         let y = self.y(latency_ms);
-        self.push(&format!("<line class=\"{class}\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>", WIDTH - RIGHT));
+        self.push(&format!(
+            "<line class=\"{class}\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>",
+            WIDTH - RIGHT
+        ));
     }
 
     /// A vertical line with a tooltip.
@@ -86,7 +110,8 @@ impl Chart {
         let mut path = String::new();
         for (at, latency_ms) in points.filter(|(_, latency_ms)| latency_ms.is_finite()) {
             // Writing to a string cannot fail.
-            let _ = write!(path, "{}{:.1},{:.1}", if path.is_empty() { "M" } else { " L" }, self.x(at), self.y(latency_ms));
+            let _ =
+                write!(path, "{}{:.1},{:.1}", if path.is_empty() { "M" } else { " L" }, self.x(at), self.y(latency_ms));
         }
         self.push(&format!("<path class=\"{class}\" d=\"{path}\"/>"));
     }

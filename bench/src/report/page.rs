@@ -21,7 +21,8 @@ table { border-collapse: collapse; width: 100%; font-size: 14px; } th, td { text
 
 /// The whole page.
 pub fn render(report: &Report, clients: &[Point]) -> String {
-    let word = if report.correct { "<span class=\"good\">correct</span>" } else { "<span class=\"bad\">not correct</span>" };
+    let word =
+        if report.correct { "<span class=\"good\">correct</span>" } else { "<span class=\"bad\">not correct</span>" };
     let title = format!("Sage demo: {}", escape(&report.topology));
     let lead = format!(
         "p{} of end-to-end latency, target {:.1} ms; {:.0} requests per second, seed {}; model generation {} from {} windows in {:.1} s; {word}.{}",
@@ -51,7 +52,8 @@ fn chart(report: &Report, clients: &[Point]) -> String {
     let latencies = || report.timeline.iter().map(|point| point.latency_ms);
     let low = latencies().fold(f64::INFINITY, f64::min).min(report.slo.latency_ms) * 0.6;
     let high = latencies().fold(report.slo.latency_ms, f64::max) * 1.4;
-    let mut chart = Chart::new(until, low, high, "Tail latency over time with faults, violations, verdicts and actions");
+    let mut chart =
+        Chart::new(until, low, high, "Tail latency over time with faults, violations, verdicts and actions");
     for record in &report.faults {
         let end = record.withdrawn_at.unwrap_or(until);
         chart.span(record.injected_at, end, "fault", &format!("{}:{}", record.kind, record.service));
@@ -70,7 +72,11 @@ fn moments(chart: &mut Chart, record: &FaultRecord) {
         chart.moment(at, "violation", "the target is broken");
     }
     if let (Some(at), Some(verdict)) = (record.diagnosed_at, &record.verdict) {
-        chart.moment(at, "verdict", &format!("verdict: {} ({})", verdict.services.join(", "), verdict.resource.as_deref().unwrap_or("-")));
+        chart.moment(
+            at,
+            "verdict",
+            &format!("verdict: {} ({})", verdict.services.join(", "), verdict.resource.as_deref().unwrap_or("-")),
+        );
     }
     let Some(action) = &record.action else { return };
     if let Some(at) = action.applied_at {
@@ -89,7 +95,8 @@ fn key() -> &'static str {
 }
 
 fn row(record: &FaultRecord) -> String {
-    let after = |at: Option<f64>| at.map_or("&ndash;".to_owned(), |at| format!("after {:.1} s", at - record.injected_at));
+    let after =
+        |at: Option<f64>| at.map_or("&ndash;".to_owned(), |at| format!("after {:.1} s", at - record.injected_at));
     let verdict = record.verdict.as_ref().map_or("none".to_owned(), |verdict| {
         format!(
             "{}: <b>{}</b> ({})<br>had it been normal: {:.1} ms, P(target met) {:.2}",
@@ -101,7 +108,13 @@ fn row(record: &FaultRecord) -> String {
         )
     });
     let action = record.action.as_ref().map_or("none".to_owned(), |action| {
-        format!("{} on {}: {}<br>{}", escape(&action.knob), escape(&action.node), escape(&action.setting), escape(&action.state))
+        format!(
+            "{} on {}: {}<br>{}",
+            escape(&action.knob),
+            escape(&action.node),
+            escape(&action.setting),
+            escape(&action.state)
+        )
     });
     let ms = |value: Option<f64>| value.map_or("&ndash;".to_owned(), |value| format!("{value:.1}"));
     let around = record.p99_ms;
