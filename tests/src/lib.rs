@@ -1,1 +1,3 @@
-//! placeholder
+//! Tests that belong to no single crate: the floor plan, the whole cluster in one deterministic run, real processes.
+
+pub mod sources;
