@@ -4,15 +4,20 @@
 //! not finite passes. Who reads the counters is [`crate::kernel::sample`].
 
 pub mod glob;
+mod instance;
+mod means;
+mod node;
 pub mod rates;
 pub mod rules;
 pub mod sample;
+mod values;
 pub mod window;
 
 pub use glob::Glob;
 pub use rules::{Hint, Origin, Rule, Rules};
 pub use sample::{
-    Connection, CpuTimes, Disk, InstanceSample, Link, NodeSample, Pressure, Qdisc, SliceSample, Sweep, TaskTimes,
+    CgroupCpu, Connection, CpuTimes, Disk, InstanceSample, Link, NodeSample, Pressure, Qdisc, SliceSample, Sweep, TaskTimes,
     Throttle,
 };
-pub use window::{UsageTracker, WindowUsage};
+pub use values::SAMPLES_MAX;
+pub use window::{CgroupUse, LinkUse, UsageTracker, WindowUsage};

@@ -1,6 +1,6 @@
 //! What the readers hand over: raw counters and gauges of one moment. Plain data.
 
-use sage_common::{InstanceId, Micros, ServiceId};
+use sage_common::{CgroupPath, InstanceId, Micros, ServiceId};
 
 /// Everything read in one pass.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -11,6 +11,21 @@ pub struct Sweep {
     pub node: NodeSample,
     /// Every instance that was there.
     pub instances: Vec<InstanceSample>,
+    /// Processor time of every cgroup that policy may speak of: instances and best-effort co-runners.
+    pub cgroups: Vec<CgroupCpu>,
+}
+
+/// Processor time of one cgroup.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct CgroupCpu {
+    /// Which one.
+    pub cgroup: CgroupPath,
+    /// The service whose instance it is, if any.
+    pub service: Option<ServiceId>,
+    /// Its inode.
+    pub life: u64,
+    /// Processor time used, nanoseconds.
+    pub cpu_ns: Option<u64>,
 }
 
 /// Counters and gauges of one instance.
@@ -28,7 +43,9 @@ pub struct InstanceSample {
     pub limit_cores: Option<f64>,
     /// CFS bandwidth control of the instance's cgroup and of every cgroup above it.
     pub throttles: Vec<Throttle>,
-    /// Its tasks.
+    /// How many tasks it has.
+    pub threads: Option<u64>,
+    /// Times of its tasks.
     pub tasks: Option<Vec<TaskTimes>>,
     /// Pressure of its own cgroup.
     pub pressure: Pressure,
@@ -58,6 +75,7 @@ impl InstanceSample {
             cpu_ns: None,
             limit_cores: None,
             throttles: Vec::new(),
+            threads: None,
             tasks: None,
             pressure: Pressure::default(),
             memory_used: None,

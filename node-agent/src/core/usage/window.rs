@@ -1,17 +1,17 @@
-//! One window of usage: a percentile vector per instance and one for the node.
+//! One window of usage: a percentile vector per instance and one for the node; means of what policy speaks of.
 
 use std::collections::BTreeMap;
 
-use sage_common::{InstanceId, InstanceUsage, Metric, MetricValue, Micros, ServiceId, UsageQuantiles};
+use sage_common::{CgroupPath, InstanceId, InstanceUsage, MetricValue, ServiceId};
 
 use super::{
-    InstanceSample, NodeSample, Pressure, Sweep, Throttle,
-    rates::{Birth, Counter, Family, elapsed_s},
+    CgroupCpu, InstanceSample, Sweep,
+    instance::InstanceRates,
+    means::Means,
+    node::NodeRates,
     rules::INSTANCES_MAX,
+    values::Values,
 };
-
-/// Samples of one metric kept per window: an hour of seconds, the longest window that the configuration accepts.
-pub const SAMPLES_MAX: usize = 3_600;
 
 /// Turns sweeps into windows. Ordered maps throughout, so that the same sweeps give the same windows.
 #[derive(Debug, Default)]
@@ -19,6 +19,9 @@ pub struct UsageTracker {
     node: NodeRates,
     node_values: Values,
     instances: BTreeMap<InstanceId, Followed>,
+    cgroups: Means<(CgroupPath, Option<ServiceId>, u64)>,
+    links: Means<(String, i32)>,
+    capacity_cores: Option<f64>,
 }
 
 /// What a window says about usage.
@@ -28,6 +31,32 @@ pub struct WindowUsage {
     pub instances: Vec<InstanceUsage>,
     /// The node.
     pub node: Vec<MetricValue>,
+    /// Mean processor use of cgroups, for policy.
+    pub cgroups: Vec<CgroupUse>,
+    /// Mean sending rate of links, for policy.
+    pub links: Vec<LinkUse>,
+    /// Cores that the node has, or the slice that stands for it.
+    pub capacity_cores: Option<f64>,
+}
+
+/// What one cgroup used of the processors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CgroupUse {
+    /// Which one.
+    pub cgroup: CgroupPath,
+    /// The service whose instance it is, if any.
+    pub service: Option<ServiceId>,
+    /// Cores in the mean; `None` until two samples say so.
+    pub cores: Option<f64>,
+}
+
+/// What one link sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinkUse {
+    /// Which one.
+    pub name: String,
+    /// Bytes per second in the mean; `None` until two samples say so.
+    pub sent_per_s: Option<f64>,
 }
 
 #[derive(Debug)]
@@ -41,6 +70,7 @@ struct Followed {
 impl UsageTracker {
     /// Takes one sweep. An instance that is not in it is forgotten; one whose `life` changed begins anew.
     pub fn handle_sweep(&mut self, sweep: &Sweep) {
+        self.advance_policy(sweep);
         let node_cores = self.node.advance(sweep.at, &sweep.node, &mut self.node_values);
         self.instances.retain(|id, _| sweep.instances.iter().any(|sample| sample.instance == *id));
         for sample in &sweep.instances {
@@ -67,7 +97,29 @@ impl UsageTracker {
                 metrics,
             })
         });
-        WindowUsage { instances: instances.collect(), node: self.node_values.drain() }
+        let cgroup = |((cgroup, service, _), ns_per_s): ((CgroupPath, Option<ServiceId>, u64), Option<f64>)| CgroupUse {
+            cgroup,
+            service,
+            cores: ns_per_s.map(|ns_per_s| ns_per_s / 1e9),
+        };
+        WindowUsage {
+            instances: instances.collect(),
+            node: self.node_values.drain(),
+            cgroups: self.cgroups.drain().map(cgroup).collect(),
+            links: self.links.drain().map(|((name, _), sent_per_s)| LinkUse { name, sent_per_s }).collect(),
+            capacity_cores: self.capacity_cores,
+        }
+    }
+
+    /// The means that policy wants beside the percentiles.
+    fn advance_policy(&mut self, sweep: &Sweep) {
+        let cgroup = |c: &CgroupCpu| ((c.cgroup.clone(), c.service.clone(), c.life), c.cpu_ns);
+        self.cgroups.advance(sweep.at, sweep.cgroups.iter().map(cgroup));
+        self.links.advance(sweep.at, sweep.node.links.iter().map(|link| ((link.name.clone(), link.index), Some(link.sent))));
+        self.capacity_cores = match &sweep.node.slice {
+            Some(slice) if slice.limit_cores.is_some() => slice.limit_cores,
+            _ => sweep.node.cpu.map(|cpu| f64::from(cpu.cores)),
+        };
     }
 }
 
@@ -82,254 +134,11 @@ impl Followed {
     }
 }
 
-/// The samples of one window by metric.
-#[derive(Debug, Default)]
-struct Values(BTreeMap<Metric, Vec<f32>>);
-
-impl Values {
-    /// Keeps a value if it is there, finite and not negative.
-    fn push(&mut self, metric: Metric, value: Option<f64>) {
-        let Some(value) = value.map(|value| value as f32).filter(|value| value.is_finite() && *value >= 0.0) else {
-            return;
-        };
-        let values = self.0.entry(metric).or_default();
-        if values.len() < SAMPLES_MAX {
-            values.push(value);
-        }
-    }
-
-    fn drain(&mut self) -> Vec<MetricValue> {
-        let grid = |(metric, mut values): (Metric, Vec<f32>)| {
-            UsageQuantiles::of_values(&mut values).map(|quantiles| MetricValue { metric, quantiles })
-        };
-        std::mem::take(&mut self.0).into_iter().filter_map(grid).collect()
-    }
-}
-
-/// Counters of the three PSI totals.
-#[derive(Debug, Default)]
-struct PressureRates([Counter; 3]);
-
-impl PressureRates {
-    fn advance(&mut self, at: Micros, pressure: &Pressure, values: &mut Values) {
-        let totals = [
-            (Metric::CpuPressure, pressure.cpu_us),
-            (Metric::MemoryPressure, pressure.memory_us),
-            (Metric::IoPressure, pressure.io_us),
-        ];
-        for (counter, (metric, total)) in self.0.iter_mut().zip(totals) {
-            values.push(metric, counter.rate(at, total).map(|us_per_s| (us_per_s / 1e6).min(1.0)));
-        }
-    }
-}
-
-#[derive(Debug)]
-struct InstanceRates {
-    cpu: Counter,
-    throttles: BTreeMap<u16, Throttle>,
-    wait: Family<u32>,
-    switches: Family<u32>,
-    pressure: PressureRates,
-    major_faults: Counter,
-    disk_bytes: Counter,
-    disk_operations: Counter,
-    retransmits: Family<u64>,
-    segments: BTreeMap<u64, u32>,
-}
-
-impl Default for InstanceRates {
-    fn default() -> Self {
-        Self {
-            cpu: Counter::default(),
-            throttles: BTreeMap::new(),
-            wait: Family::new(Birth::Counts),
-            switches: Family::new(Birth::Counts),
-            pressure: PressureRates::default(),
-            major_faults: Counter::default(),
-            disk_bytes: Counter::default(),
-            disk_operations: Counter::default(),
-            retransmits: Family::new(Birth::Marks),
-            segments: BTreeMap::new(),
-        }
-    }
-}
-
-impl InstanceRates {
-    fn advance(&mut self, at: Micros, sample: &InstanceSample, node_cores: Option<f64>, values: &mut Values) {
-        let cores = self.cpu.rate(at, sample.cpu_ns).map(|ns_per_s| ns_per_s / 1e9);
-        values.push(Metric::CpuUsed, cores);
-        values.push(Metric::CpuLimitShare, share(cores, sample.limit_cores));
-        values.push(Metric::CpuThrottled, self.throttled(&sample.throttles));
-        values.push(Metric::NodeCpuCoRunners, node_cores.zip(cores).map(|(node, own)| (node - own).max(0.0)));
-        self.advance_tasks(at, sample, values);
-        self.pressure.advance(at, &sample.pressure, values);
-        let used = sample.memory_used.map(|bytes| bytes as f64);
-        values.push(Metric::MemoryUsed, used);
-        values.push(Metric::MemoryLimitShare, share(used, sample.memory_limit.map(|bytes| bytes as f64)));
-        values.push(Metric::MajorFaults, self.major_faults.rate(at, sample.major_faults));
-        values.push(Metric::DiskBytes, self.disk_bytes.rate(at, sample.disk_bytes));
-        values.push(Metric::DiskOperations, self.disk_operations.rate(at, sample.disk_operations));
-        values.push(Metric::OpenFiles, sample.open_files.map(|count| count as f64));
-        self.advance_connections(at, sample, values);
-    }
-
-    fn advance_tasks(&mut self, at: Micros, sample: &InstanceSample, values: &mut Values) {
-        let tasks = sample.tasks.as_deref();
-        let wait = self.wait.rate(at, tasks.map(|tasks| tasks.iter().map(|task| (task.tid, task.wait_ns))));
-        values.push(Metric::RunQueueWait, wait.map(|ns_per_s| ns_per_s / 1e9));
-        let switches = self.switches.rate(at, tasks.map(|tasks| tasks.iter().map(|task| (task.tid, task.switches))));
-        values.push(Metric::ContextSwitches, switches);
-        values.push(Metric::Threads, tasks.map(|tasks| tasks.len() as f64));
-    }
-
-    /// The largest share of throttled periods of the instance's cgroup and those above it: a parent's quota stops its
-    /// children too. Zero where no period passed: a cgroup without a limit, or an idle one, was not held back.
-    fn throttled(&mut self, now: &[Throttle]) -> Option<f64> {
-        let before = std::mem::take(&mut self.throttles);
-        self.throttles = now.iter().map(|throttle| (throttle.depth, *throttle)).collect();
-        let shares = now.iter().filter_map(|throttle| {
-            let old = before.get(&throttle.depth)?;
-            let periods = throttle.periods.checked_sub(old.periods)?;
-            let throttled = throttle.throttled.checked_sub(old.throttled)?;
-            Some(if periods == 0 { 0.0 } else { (throttled as f64 / periods as f64).min(1.0) })
-        });
-        shares.reduce(f64::max)
-    }
-
-    /// The round trip is the mean over the connections that sent something since the last sample: an idle
-    /// connection's is a memory of other times.
-    fn advance_connections(&mut self, at: Micros, sample: &InstanceSample, values: &mut Values) {
-        let connections = sample.connections.as_deref();
-        let again =
-            self.retransmits.rate(at, connections.map(|all| all.iter().map(|c| (c.cookie, u64::from(c.retransmits)))));
-        values.push(Metric::Retransmits, again);
-        values.push(Metric::Connections, connections.map(|all| all.len() as f64));
-        let before = std::mem::take(&mut self.segments);
-        let all = connections.unwrap_or_default();
-        self.segments = all.iter().map(|c| (c.cookie, c.segments_out)).collect();
-        let is_active = |cookie: u64, sent: u32| before.get(&cookie).is_some_and(|old| sent > *old);
-        let active: Vec<f64> = all
-            .iter()
-            .filter(|c| c.srtt_us > 0 && is_active(c.cookie, c.segments_out))
-            .map(|c| f64::from(c.srtt_us) / 1e3)
-            .collect();
-        let mean = (!active.is_empty()).then(|| active.iter().sum::<f64>() / active.len() as f64);
-        values.push(Metric::RoundTrip, mean);
-    }
-}
-
-fn share(part: Option<f64>, whole: Option<f64>) -> Option<f64> {
-    part.zip(whole.filter(|whole| *whole > 0.0)).map(|(part, whole)| part / whole)
-}
-
-#[derive(Debug)]
-struct NodeRates {
-    cpu: Option<(Micros, super::CpuTimes)>,
-    slice: Counter,
-    slice_life: Option<u64>,
-    pressure: PressureRates,
-    disk_operations: Family<String>,
-    disk_time: Family<String>,
-    disk_busy: BTreeMap<String, Counter>,
-    received: Family<(i32, String)>,
-    sent: Family<(i32, String)>,
-    link_drops: Family<(i32, String)>,
-    qdisc_drops: Family<(i32, u32)>,
-}
-
-impl Default for NodeRates {
-    fn default() -> Self {
-        Self {
-            cpu: None,
-            slice: Counter::default(),
-            slice_life: None,
-            pressure: PressureRates::default(),
-            disk_operations: Family::new(Birth::Marks),
-            disk_time: Family::new(Birth::Marks),
-            disk_busy: BTreeMap::new(),
-            received: Family::new(Birth::Marks),
-            sent: Family::new(Birth::Marks),
-            link_drops: Family::new(Birth::Marks),
-            qdisc_drops: Family::new(Birth::Marks),
-        }
-    }
-}
-
-impl NodeRates {
-    /// Takes the node's sample; returns the cores in use on the node by anyone.
-    fn advance(&mut self, at: Micros, sample: &NodeSample, values: &mut Values) -> Option<f64> {
-        let machine = self.machine_cpu(at, sample, values);
-        let (used, capacity) = match &sample.slice {
-            Some(slice) => {
-                (self.slice_cores(at, slice), slice.limit_cores.or(sample.cpu.map(|cpu| f64::from(cpu.cores))))
-            }
-            None => (machine, sample.cpu.map(|cpu| f64::from(cpu.cores))),
-        };
-        values.push(Metric::NodeCpuUtilisation, share(used, capacity));
-        self.pressure.advance(at, &sample.pressure, values);
-        let bytes = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64);
-        values.push(Metric::NodeMemoryUtilisation, share(bytes(sample.memory_used), bytes(sample.memory_total)));
-        self.advance_disks(at, sample, values);
-        self.advance_links(at, sample, values);
-        used
-    }
-
-    /// Cores in use by `/proc/stat`; pushes steal.
-    fn machine_cpu(&mut self, at: Micros, sample: &NodeSample, values: &mut Values) -> Option<f64> {
-        let before = std::mem::replace(&mut self.cpu, sample.cpu.map(|cpu| (at, cpu)));
-        let ((then, old), new) = (before?, sample.cpu?);
-        elapsed_s(then, at)?;
-        let total = new.total.checked_sub(old.total).filter(|ticks| *ticks > 0)? as f64;
-        values.push(Metric::NodeCpuSteal, new.steal.checked_sub(old.steal).map(|ticks| ticks as f64 / total));
-        Some(new.busy.checked_sub(old.busy)? as f64 / total * f64::from(new.cores))
-    }
-
-    fn slice_cores(&mut self, at: Micros, slice: &super::SliceSample) -> Option<f64> {
-        if self.slice_life.replace(slice.life) != Some(slice.life) {
-            self.slice = Counter::default();
-        }
-        self.slice.rate(at, slice.cpu_ns).map(|ns_per_s| ns_per_s / 1e9)
-    }
-
-    fn advance_disks(&mut self, at: Micros, sample: &NodeSample, values: &mut Values) {
-        if sample.disks.is_empty() {
-            return;
-        }
-        let disks = &sample.disks;
-        let operations = self.disk_operations.rate(at, Some(disks.iter().map(|d| (d.name.clone(), d.operations))));
-        let time = self.disk_time.rate(at, Some(disks.iter().map(|d| (d.name.clone(), d.operation_ms))));
-        values.push(Metric::NodeDiskAwait, share(time, operations));
-        self.disk_busy.retain(|name, _| disks.iter().any(|disk| disk.name == *name));
-        let busy = disks
-            .iter()
-            .filter_map(|disk| self.disk_busy.entry(disk.name.clone()).or_default().rate(at, Some(disk.busy_ms)));
-        let busiest = busy.reduce(f64::max).map(|ms_per_s| (ms_per_s / 1e3).min(1.0));
-        values.push(Metric::NodeDiskUtilisation, busiest);
-    }
-
-    fn advance_links(&mut self, at: Micros, sample: &NodeSample, values: &mut Values) {
-        let qdiscs = &sample.qdiscs;
-        let shed = self.qdisc_drops.rate(at, Some(qdiscs.iter().map(|q| ((q.link, q.handle), q.drops))));
-        if !qdiscs.is_empty() {
-            let backlog = qdiscs.iter().map(|qdisc| qdisc.backlog as f64).sum::<f64>();
-            values.push(Metric::NodeQdiscBacklog, Some(backlog));
-        }
-        if sample.links.is_empty() {
-            return;
-        }
-        let by = |value: fn(&super::Link) -> u64| {
-            Some(sample.links.iter().map(move |link| ((link.index, link.name.clone()), value(link))))
-        };
-        values.push(Metric::NodeNetworkReceived, self.received.rate(at, by(|link| link.received)));
-        values.push(Metric::NodeNetworkSent, self.sent.rate(at, by(|link| link.sent)));
-        let dropped = self.link_drops.rate(at, by(|link| link.drops));
-        values.push(Metric::NodeNetworkDrops, dropped.map(|dropped| dropped + shed.unwrap_or(0.0)));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+
+    use sage_common::{Metric, Micros};
 
     use super::{super::*, *};
 
@@ -338,7 +147,7 @@ mod tests {
     }
 
     fn sweep(second: u64, instances: Vec<InstanceSample>) -> Sweep {
-        Sweep { at: Micros::from_secs(second), node: NodeSample::default(), instances }
+        Sweep { at: Micros::from_secs(second), instances, ..Sweep::default() }
     }
 
     fn median(metrics: &[MetricValue], metric: Metric) -> Option<f32> {
@@ -368,7 +177,7 @@ mod tests {
     fn the_first_sample_of_an_instance_gives_no_usage() {
         let mut tracker = UsageTracker::default();
         tracker.handle_sweep(&sweep(1, vec![InstanceSample { cpu_ns: Some(7), ..instance("a") }]));
-        assert_eq!(tracker.close(), WindowUsage::default());
+        assert!(tracker.close().instances.is_empty());
     }
 
     #[test]
@@ -428,7 +237,7 @@ mod tests {
             let cpu = CpuTimes { busy: second * 100, steal: 0, total: second * 200, cores: 2 };
             let node = NodeSample { slice: Some(slice), cpu: Some(cpu), ..NodeSample::default() };
             let own = InstanceSample { cpu_ns: Some(second * 300_000_000), ..instance("a") };
-            tracker.handle_sweep(&Sweep { at: Micros::from_secs(second), node, instances: vec![own] });
+            tracker.handle_sweep(&Sweep { at: Micros::from_secs(second), node, instances: vec![own], ..Sweep::default() });
         }
         let usage = tracker.close();
         assert_eq!(median(&usage.node, Metric::NodeCpuUtilisation), Some(0.8));
@@ -460,7 +269,7 @@ mod tests {
                 qdiscs: vec![Qdisc { link: 2, handle: 1, drops: second * 2, backlog: 11 }],
                 ..NodeSample::default()
             };
-            tracker.handle_sweep(&Sweep { at: Micros::from_secs(second), node, instances: vec![] });
+            tracker.handle_sweep(&Sweep { at: Micros::from_secs(second), node, ..Sweep::default() });
         }
         let node = tracker.close().node;
         let expected = [
@@ -477,6 +286,23 @@ mod tests {
         for (metric, value) in expected {
             assert_eq!(median(&node, metric), Some(value), "{metric:?}");
         }
+    }
+
+    #[test]
+    fn policy_sees_the_mean_use_of_cgroups_and_links() {
+        let mut tracker = UsageTracker::default();
+        for second in 1..=3_u64 {
+            let cgroup = CgroupPath::try_from("app/batch".to_owned()).expect("valid");
+            let cpu = CgroupCpu { cgroup, service: None, life: 1, cpu_ns: Some(second * second * 100_000_000) };
+            let link = Link { index: 2, name: "eth0".into(), sent: second * 1_000, ..Link::default() };
+            let cores = CpuTimes { cores: 4, ..CpuTimes::default() };
+            let node = NodeSample { links: vec![link], cpu: Some(cores), ..NodeSample::default() };
+            tracker.handle_sweep(&Sweep { at: Micros::from_secs(second), node, cgroups: vec![cpu], instances: vec![] });
+        }
+        let usage = tracker.close();
+        assert_eq!(usage.cgroups[0].cores, Some(0.4), "the mean of 0.3 and 0.5");
+        assert_eq!(usage.links, [LinkUse { name: "eth0".into(), sent_per_s: Some(1_000.0) }]);
+        assert_eq!(usage.capacity_cores, Some(4.0));
     }
 
     proptest! {
@@ -496,7 +322,7 @@ mod tests {
                     memory_limit: Some(raw % 2),
                     ..instance("a")
                 };
-                tracker.handle_sweep(&Sweep { at: Micros::new(at), node: NodeSample::default(), instances: vec![sample] });
+                tracker.handle_sweep(&Sweep { at: Micros::new(at), instances: vec![sample], ..Sweep::default() });
             }
             for value in tracker.close().instances.iter().flat_map(|instance| &instance.metrics) {
                 prop_assert!(value.quantiles.is_valid() && value.quantiles.0[0] >= 0.0);

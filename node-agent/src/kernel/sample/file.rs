@@ -1,0 +1,151 @@
+//! Files of `/proc` and the cgroup trees that are read every second: opened once, read at offset 0 ever after.
+
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+/// The longest text taken from one file: `/proc/stat` of a machine with a thousand processors is shorter.
+pub const TEXT_MAX: usize = 1 << 20;
+/// Reads after which a file that was not there is looked for again: kernels do not grow features often.
+const RETRY_READS: u32 = 30;
+
+/// One file, kept open.
+#[derive(Debug)]
+pub struct KeptFile {
+    path: PathBuf,
+    file: Option<File>,
+    skip: u32,
+}
+
+/// What came of a read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Text<'a> {
+    /// The whole text.
+    Is(&'a str),
+    /// The file's cgroup or process is gone.
+    Gone,
+    /// This kernel or user has no such file.
+    Absent,
+}
+
+impl<'a> Text<'a> {
+    /// The text, if it could be read.
+    pub const fn ok(self) -> Option<&'a str> {
+        match self {
+            Self::Is(text) => Some(text),
+            Self::Gone | Self::Absent => None,
+        }
+    }
+}
+
+impl KeptFile {
+    /// Names a file; it is opened at the first read.
+    pub const fn new(path: PathBuf) -> Self {
+        Self { path, file: None, skip: 0 }
+    }
+
+    /// Reads the whole file into `buffer`.
+    pub fn read<'a>(&mut self, buffer: &'a mut Vec<u8>) -> Text<'a> {
+        if self.file.is_none() {
+            if self.skip > 0 {
+                self.skip -= 1;
+                return Text::Absent;
+            }
+            self.file = File::open(&self.path).ok();
+        }
+        let Some(file) = &self.file else {
+            self.skip = RETRY_READS;
+            return Text::Absent;
+        };
+        match read_at_start(file, buffer) {
+            Ok(()) => std::str::from_utf8(buffer).map_or(Text::Absent, Text::Is),
+            Err(error) => {
+                self.file = None;
+                if is_gone(&error) { Text::Gone } else { Text::Absent }
+            }
+        }
+    }
+}
+
+/// Reads a file that is not worth keeping open.
+pub fn read_once<'a>(path: &Path, buffer: &'a mut Vec<u8>) -> Option<&'a str> {
+    read_at_start(&File::open(path).ok()?, buffer).ok()?;
+    std::str::from_utf8(buffer).ok()
+}
+
+/// Why a file cannot be read, for `doctor`; `Ok` when it can.
+///
+/// # Errors
+///
+/// What opening or reading said.
+pub fn probe(path: &Path) -> io::Result<()> {
+    read_at_start(&File::open(path)?, &mut Vec::new())
+}
+
+/// What tells this cgroup from another one made later under the same name; `None` when there is none.
+pub fn inode(directory: &Path) -> Option<u64> {
+    std::fs::metadata(directory).ok().filter(std::fs::Metadata::is_dir).map(|metadata| metadata.ino())
+}
+
+fn read_at_start(file: &File, buffer: &mut Vec<u8>) -> io::Result<()> {
+    /// Most files fit in one read of a page.
+    const CHUNK: usize = 4096;
+    buffer.clear();
+    // Ends: by end of file or by `TEXT_MAX`.
+    while buffer.len() < TEXT_MAX {
+        let from = buffer.len();
+        buffer.resize(from + CHUNK, 0);
+        let count = match file.read_at(&mut buffer[from..], from as u64) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                buffer.truncate(from);
+                continue;
+            }
+            Err(error) => {
+                buffer.clear();
+                return Err(error);
+            }
+        };
+        buffer.truncate(from + count);
+        // The kernel cuts between records, and none that we read is half a chunk long: so short a read is the last.
+        if count < CHUNK / 2 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// ENOENT, ENODEV and ESRCH: the cgroup was removed, the process ended.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || matches!(error.raw_os_error(), Some(3 | 19))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kept_file_shows_its_newest_text() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("cpu.stat");
+        std::fs::write(&path, "nr_periods 1\n").expect("writable");
+        let (mut file, mut buffer) = (KeptFile::new(path.clone()), Vec::new());
+        assert_eq!(file.read(&mut buffer), Text::Is("nr_periods 1\n"));
+        std::fs::write(&path, "x".repeat(10_000)).expect("writable");
+        assert_eq!(file.read(&mut buffer).ok().map(str::len), Some(10_000));
+    }
+
+    #[test]
+    fn a_missing_file_is_absent_and_found_later() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("io.stat");
+        let (mut file, mut buffer) = (KeptFile::new(path.clone()), Vec::new());
+        assert_eq!(file.read(&mut buffer), Text::Absent);
+        std::fs::write(&path, "ok").expect("writable");
+        let reads = (0..=RETRY_READS).filter(|_| file.read(&mut buffer) == Text::Absent).count();
+        assert_eq!(reads as u32, RETRY_READS);
+    }
+}

@@ -1,0 +1,318 @@
+//! One pass over everything, once a second.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use sage_common::{CgroupPath, Micros, ServiceId};
+
+use super::{
+    cgroup::CgroupReader,
+    discover::{self, Walk},
+    file::{inode, read_once},
+    hierarchy::Hierarchy,
+    node::{NodeReader, is_slice_missing},
+    processes::{ProcessReader, TASKS_PER_SWEEP, open_files, task_times},
+    sockets::SocketReader,
+    text,
+};
+use crate::{
+    config::KernelConfig,
+    core::usage::{
+        CgroupCpu, Connection, Glob, Hint, InstanceSample, Origin, Rules, Sweep,
+        rules::{Hints, assign},
+    },
+};
+
+/// Directories a walk may look at and still be done every sweep; a larger tree is walked correspondingly less often.
+const WALK_EVERY_SWEEP: usize = 256;
+/// Best-effort cgroups whose processor time is read.
+const WATCHED_MAX: usize = 256;
+
+/// Reads usage of the node and of every instance on it. Has no policy and no clock.
+#[derive(Debug)]
+pub struct Sampler {
+    config: KernelConfig,
+    hierarchy: Hierarchy,
+    rules: Rules,
+    hints: Hints,
+    watched: Vec<Glob>,
+    followed: BTreeMap<Origin, Followed>,
+    co_runners: BTreeMap<CgroupPath, CgroupReader>,
+    node: NodeReader,
+    sockets: SocketReader,
+    until_walk: usize,
+    problems: BTreeSet<Problem>,
+    buffer: Vec<u8>,
+}
+
+/// What keeps the sampler from seeing everything; for `status`.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Problem {
+    /// There are more cgroups than are walked.
+    TooManyCgroups,
+    /// The cgroup that stands for the node does not exist.
+    NodeCgroupMissing,
+    /// No cgroup hierarchy is mounted where the configuration says.
+    NoCgroups,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::TooManyCgroups => "more cgroups than are walked: name services by narrower patterns",
+            Self::NodeCgroupMissing => "kernel.node_cgroup does not exist: the node's processor use is unknown",
+            Self::NoCgroups => "no cgroup hierarchy below kernel.cgroup_root: instances are single processes",
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Followed {
+    service: ServiceId,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Cgroup(Box<CgroupReader>),
+    Process(Box<ProcessReader>),
+}
+
+impl Sampler {
+    /// Prepares to read what `config` and `rules` name, and the processor time of the cgroups in `watched`.
+    pub fn new(config: KernelConfig, rules: Rules, watched: Vec<Glob>) -> Self {
+        Self {
+            hierarchy: Hierarchy::detect(&config.cgroup_root),
+            node: NodeReader::new(&config),
+            sockets: SocketReader::new(config.proc_root.clone()),
+            config,
+            rules,
+            hints: Hints::default(),
+            watched,
+            followed: BTreeMap::new(),
+            co_runners: BTreeMap::new(),
+            until_walk: 0,
+            problems: BTreeSet::new(),
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Takes note that `service` reported a span from `hint`.
+    pub fn note(&mut self, service: &ServiceId, hint: Hint) {
+        self.hints.note(service, hint);
+    }
+
+    /// What is not seen, and why.
+    pub const fn problems(&self) -> &BTreeSet<Problem> {
+        &self.problems
+    }
+
+    /// Reads everything once. `at` is the time by a clock that never jumps.
+    pub fn sweep(&mut self, at: Micros) -> Sweep {
+        if self.until_walk == 0 {
+            self.discover();
+        }
+        self.until_walk = self.until_walk.saturating_sub(1);
+        let node = self.node.read(&self.hierarchy, &mut self.buffer);
+        self.set_problem(Problem::NodeCgroupMissing, is_slice_missing(&node));
+        let (instances, mut cgroups) = self.read_instances();
+        cgroups.extend(self.read_co_runners());
+        Sweep { at, node, instances, cgroups }
+    }
+
+    fn set_problem(&mut self, problem: Problem, is_there: bool) {
+        if is_there {
+            self.problems.insert(problem);
+        } else {
+            self.problems.remove(&problem);
+        }
+    }
+
+    /// Looks for instances and co-runners that came, and lets go of those that left.
+    fn discover(&mut self) {
+        let mut walk = Walk::default();
+        let mut others = Walk::default();
+        if let Some(tree) = self.hierarchy.main() {
+            self.rules.0.iter().for_each(|rule| walk.add(&tree.root, &rule.cgroup));
+            self.watched.iter().for_each(|pattern| others.add(&tree.root, pattern));
+        }
+        self.until_walk = 1 + (walk.visited + others.visited) / WALK_EVERY_SWEEP;
+        self.set_problem(Problem::NoCgroups, self.hierarchy.main().is_none());
+        self.set_problem(Problem::TooManyCgroups, walk.is_cut() || others.is_cut());
+        let hinted = self.resolve_hints();
+        let assigned = assign(&self.rules, walk.found, &hinted);
+        self.follow(assigned);
+        self.watch(others.found);
+    }
+
+    fn follow(&mut self, assigned: BTreeMap<Origin, ServiceId>) {
+        self.followed.retain(|origin, _| assigned.contains_key(origin));
+        for (origin, service) in assigned {
+            let is_same = self.followed.get(&origin).is_some_and(|followed| self.is_alive(followed));
+            if is_same {
+                if let Some(followed) = self.followed.get_mut(&origin) {
+                    followed.service = service;
+                }
+                continue;
+            }
+            let source = match &origin {
+                Origin::Cgroup(path) => CgroupReader::open(&self.hierarchy, path).map(|r| Source::Cgroup(Box::new(r))),
+                Origin::Process(pid) => ProcessReader::open(&self.config.proc_root, *pid, &mut self.buffer)
+                    .map(|reader| Source::Process(Box::new(reader))),
+            };
+            match source {
+                Some(source) => drop(self.followed.insert(origin, Followed { service, source })),
+                None => drop(self.followed.remove(&origin)),
+            }
+        }
+    }
+
+    /// Whether a cgroup is still the one that was opened, not another of the same name.
+    fn is_alive(&self, followed: &Followed) -> bool {
+        match (&followed.source, self.hierarchy.main()) {
+            (Source::Cgroup(reader), Some(tree)) => inode(&tree.directory(reader.cgroup())) == Some(reader.life()),
+            (Source::Cgroup(_), None) => false,
+            (Source::Process(_), _) => true,
+        }
+    }
+
+    fn watch(&mut self, found: BTreeSet<CgroupPath>) {
+        self.co_runners.retain(|path, _| found.contains(path));
+        for path in found.into_iter().take(WATCHED_MAX) {
+            let is_followed = self.followed.contains_key(&Origin::Cgroup(path.clone()));
+            if !is_followed
+                && !self.co_runners.contains_key(&path)
+                && let Some(reader) = CgroupReader::open(&self.hierarchy, &path)
+            {
+                self.co_runners.insert(path, reader);
+            }
+        }
+    }
+
+    /// Where the hints lead now; those that lead nowhere are forgotten.
+    fn resolve_hints(&mut self) -> Vec<(Option<CgroupPath>, Option<u32>, ServiceId)> {
+        let mut resolved = Vec::new();
+        let mut dead = Vec::new();
+        for (hint, service) in self.hints.iter() {
+            let place = match hint {
+                Hint::Pid(pid) => cgroup_of(&self.config.proc_root, *pid, &self.hierarchy, &mut self.buffer)
+                    .map(|cgroup| (cgroup, Some(*pid))),
+                Hint::Container(id) => {
+                    let tree = self.hierarchy.main();
+                    tree.and_then(|tree| discover::container(&tree.root, id)).map(|path| (Some(path), None))
+                }
+            };
+            match place {
+                Some((cgroup, pid)) => resolved.push((cgroup, pid, service.clone())),
+                None => dead.push(hint.clone()),
+            }
+        }
+        dead.iter().for_each(|hint| self.hints.forget(hint));
+        resolved
+    }
+
+    fn read_instances(&mut self) -> (Vec<InstanceSample>, Vec<CgroupCpu>) {
+        let mut budget = TASKS_PER_SWEEP;
+        let mut samples = Vec::new();
+        let mut gone = Vec::new();
+        for (origin, followed) in &mut self.followed {
+            match followed.read(origin, &self.config.proc_root, &mut budget, &mut self.buffer) {
+                Some(read) => samples.push((origin, read)),
+                None => gone.push(origin.clone()),
+            }
+        }
+        let pids: BTreeSet<u32> = samples.iter().flat_map(|(_, (_, pids))| pids).copied().collect();
+        let connections = if pids.is_empty() { None } else { self.sockets.read(&pids).ok() };
+        let mut cgroups = Vec::new();
+        let mut instances = Vec::new();
+        for (origin, (mut sample, pids)) in samples {
+            sample.connections = connections.as_ref().and_then(|by_pid| join_connections(by_pid, &pids));
+            if let Origin::Cgroup(cgroup) = origin {
+                cgroups.push(CgroupCpu {
+                    cgroup: cgroup.clone(),
+                    service: Some(sample.service.clone()),
+                    life: sample.life,
+                    cpu_ns: sample.cpu_ns,
+                });
+            }
+            instances.push(sample);
+        }
+        // Whoever vanished is looked for again at once: it may have been made anew.
+        if !gone.is_empty() {
+            gone.iter().for_each(|origin| drop(self.followed.remove(origin)));
+            self.until_walk = 0;
+        }
+        (instances, cgroups)
+    }
+
+    fn read_co_runners(&mut self) -> Vec<CgroupCpu> {
+        let mut read = Vec::new();
+        let buffer = &mut self.buffer;
+        self.co_runners.retain(|cgroup, reader| {
+            let Ok(cpu_ns) = reader.cpu_ns(buffer) else { return false };
+            read.push(CgroupCpu { cgroup: cgroup.clone(), service: None, life: reader.life(), cpu_ns });
+            true
+        });
+        read
+    }
+}
+
+impl Followed {
+    /// One instance's sample and its processes; `None` once it is gone.
+    fn read(
+        &mut self,
+        origin: &Origin,
+        proc_root: &Path,
+        budget: &mut usize,
+        buffer: &mut Vec<u8>,
+    ) -> Option<(InstanceSample, Vec<u32>)> {
+        let life = match &self.source {
+            Source::Cgroup(reader) => reader.life(),
+            Source::Process(reader) => reader.life(),
+        };
+        let mut sample = InstanceSample::empty(self.service.clone(), origin.instance(), life);
+        let (pids, tids) = match &mut self.source {
+            Source::Cgroup(reader) => {
+                reader.read(&mut sample, buffer).ok()?;
+                (reader.processes(buffer)?, reader.tasks(buffer).unwrap_or_default())
+            }
+            Source::Process(reader) => {
+                reader.read(&mut sample, buffer)?;
+                (vec![reader.pid()], reader.tasks())
+            }
+        };
+        sample.threads = Some(tids.len() as u64);
+        sample.tasks = task_times(proc_root, &tids, budget, buffer);
+        sample.open_files = open_files(proc_root, &pids);
+        Some((sample, pids))
+    }
+}
+
+/// All connections of `pids`; absent as soon as one of them could not be looked into.
+fn join_connections(by_pid: &BTreeMap<u32, Vec<Connection>>, pids: &[u32]) -> Option<Vec<Connection>> {
+    let mut all = Vec::new();
+    for pid in pids {
+        all.extend(by_pid.get(pid)?);
+    }
+    Some(all)
+}
+
+/// The cgroup of a process, `Some(None)` for the root; `None` when the process is gone.
+fn cgroup_of(
+    proc_root: &Path,
+    pid: u32,
+    hierarchy: &Hierarchy,
+    buffer: &mut Vec<u8>,
+) -> Option<Option<CgroupPath>> {
+    let text = read_once(&proc_root.join(pid.to_string()).join("cgroup"), buffer)?;
+    let path = text::process_cgroup(text, hierarchy.main_controller());
+    Some(path.and_then(|path| CgroupPath::try_from(path.to_owned()).ok()))
+}
+
+/// The cgroup that this process runs in, which policy never touches.
+pub fn own_cgroup(config: &KernelConfig) -> Option<CgroupPath> {
+    let hierarchy = Hierarchy::detect(&config.cgroup_root);
+    cgroup_of(&config.proc_root, std::process::id(), &hierarchy, &mut Vec::new()).flatten()
+}
