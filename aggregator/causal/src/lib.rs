@@ -1,4 +1,45 @@
 //! The model alone, pure: observations in, verdicts out.
+//!
+//! ```text
+//!  observations ─► train ─► Model ─► diagnose ─► Verdict
+//!
+//!  frame      pools and numbers what was observed        graph, skeleton   who calls whom, and how
+//!  normal     what is normal at a load (linear, or gvae)  scene, ownership  observed against normal, whose gap it is
+//!  recompose, compose   but-for worlds from traces, or from distributions
+//!  search, resource, null   which services, which resource, and what noise would score
+//! ```
+//!
+//! No clock, no file, no socket, no thread, no ambient randomness: the driver brings observations and a seed.
 
+mod bytes;
+mod calibrate;
+mod compose;
+mod curve;
+mod diagnose;
+mod engine;
+mod error;
+mod frame;
+mod graph;
+mod gvae;
+mod inputs;
+mod model;
+mod normal;
+mod normals;
+mod null;
 pub mod observation;
+mod ownership;
+mod pool;
+mod recompose;
+mod resource;
+mod restored;
+mod robust;
+mod scene;
+mod search;
+mod skeleton;
+mod train;
+mod usage;
 pub mod verdict;
+
+pub use gvae::CvaeOptions;
+pub use model::{Model, ModelCard, ModelError, ModelKind};
+pub use train::{ServiceFit, ServiceTask, TrainOptions, TrainingPlan, TrainingReport, train};

@@ -104,7 +104,7 @@ pub struct Candidate {
     pub counterfactual: Micros,
     /// P(target met) had this service alone been normal.
     pub p_restored: f64,
-    /// Its own excess (self and owned gaps) over normal at the objective's percentile, microseconds per call.
+    /// Its own excess (self and owned gaps) over normal, mean of p75 to p99.5, microseconds per call.
     pub own_excess_us: f64,
     /// The percentile at which healthy stretches of the same length score as high: 1 is far above noise.
     pub null_rank: f64,

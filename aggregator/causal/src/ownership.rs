@@ -1,0 +1,143 @@
+//! Who owns a gap. A network fault shows on the caller → victim gap in some systems and on the victim's own outgoing calls
+//! in others; a starved caller shifts all its out-gaps. A fixed side is right in one family and wrong in the other, so
+//! votes decide.
+
+use sage_common::Metric;
+
+use crate::{
+    frame::Frame,
+    scene::{Part, Scene},
+};
+
+/// Log-odds for the callee before anybody votes: a queue in front of the callee is the commonest gap.
+const PRIOR: f64 = 0.5;
+/// One witness says no more than this, log-odds.
+const VOTE_MAX: f64 = 3.0;
+/// All witnesses of one kind say no more than this, log-odds.
+const VOTES_MAX: f64 = 6.0;
+/// A gap shifted by less than this many standard deviations has nothing to own.
+const SHIFT_MIN_SD: f64 = 2.0;
+/// A self time shifted by less than this many standard deviations does not speak.
+const SELF_MIN_Z: f64 = 3.0;
+/// Standard deviations of a network metric above which the network is suspected.
+const NETWORK_MIN_Z: f64 = 5.0;
+/// Waiting calls at once below which Little's law says nothing.
+const WAITING_MIN: f64 = 0.7;
+/// A pool is suspected when less than this share of the waiting calls can hold a connection.
+const POOL_SHARE_MAX: f64 = 0.5;
+
+/// Grid indices of p75 and p99.
+const P75: usize = 3;
+const P99: usize = 9;
+
+/// P(the callee of `edge` owns its gap): the logistic of the sum of all votes.
+pub fn p_callee_owns(scene: &Scene<'_>, frame: &Frame, edge: usize) -> f64 {
+    let graph = scene.graph;
+    let (Some(caller), Some(gap)) = (graph.caller(edge), scene.edges[edge].gap) else { return logistic(PRIOR) };
+    let (shift, sd) = gap.shift_us();
+    if shift < SHIFT_MIN_SD * sd {
+        return logistic(PRIOR);
+    }
+    let callee = graph.callee(edge);
+    let other_callers = votes(scene, shift, graph.ins(callee), |other| graph.caller(other).filter(|s| *s != caller));
+    let other_callees =
+        votes(scene, shift, graph.outs(caller), |other| Some(graph.callee(other)).filter(|s| *s != callee));
+    let mut odds = PRIOR + other_callers - other_callees + self_vote(scene, callee) - self_vote(scene, caller);
+    if scene.edges[edge].is_net_like {
+        let (of_callee, of_caller) = (scene.services[callee].network_z(), scene.services[caller].network_z());
+        odds += VOTE_MAX * (of_callee - of_caller) / of_callee.max(of_caller).max(1.0);
+    } else if pool_share(scene, frame, caller).is_some_and(|share| share < POOL_SHARE_MAX) {
+        odds -= VOTE_MAX;
+    }
+    logistic(odds)
+}
+
+/// Whether the gap's excess is the network's: one end's network metrics are far off, and the excess is in the tail only
+/// (loss) or no more than the measured round trip explains (delay).
+pub fn is_net_like(scene: &Scene<'_>, edge: usize) -> bool {
+    let Some(gap) = &scene.edges[edge].gap else { return false };
+    let ends = [Some(scene.graph.callee(edge)), scene.graph.caller(edge)];
+    let suspects: Vec<usize> =
+        ends.into_iter().flatten().filter(|end| scene.services[*end].network_z() > NETWORK_MIN_Z).collect();
+    let round_trip = suspects.iter().map(|end| round_trip_excess_us(scene, *end)).fold(0.0, f64::max);
+    let (middle, tail) = (gap.excess_at_us(P75), gap.excess_at_us(P99));
+    !suspects.is_empty() && (middle < 0.2 * tail || middle < 4.0 * round_trip)
+}
+
+/// Share of the calls waiting in the out-gaps of `caller` that can hold a connection, by Little's law; `None` when few
+/// wait, no gap is far off, or connections are not measured. Established connections include idle and inbound ones, so
+/// the share is an upper bound: a low one is evidence, a high one is none.
+pub fn pool_share(scene: &Scene<'_>, frame: &Frame, caller: usize) -> Option<f64> {
+    let outs = scene.graph.outs(caller);
+    let at_once = |curve: fn(&crate::scene::SceneEdge) -> Option<f64>| {
+        outs.iter()
+            .filter_map(|edge| Some(scene.edges[*edge].seen.rate * curve(&scene.edges[*edge])? / 1e6))
+            .sum::<f64>()
+    };
+    let waiting = at_once(|edge| Some(edge.gap?.observed.mean_us()));
+    let served = at_once(|edge| Some(edge.seen.server?.mean_us()));
+    let is_far_off = |part: &Part| part.observed.logs()[P75].exp() > 2.0 * part.normal.logs()[P75].exp() + 200.0;
+    let has_excess = outs.iter().any(|edge| scene.edges[*edge].gap.as_ref().is_some_and(is_far_off));
+    if waiting < WAITING_MIN || !has_excess {
+        return None;
+    }
+    let of_replica = |(_, readings): &(_, crate::frame::Readings)| Some(readings[Metric::Connections.index()]?.median);
+    let connections: Vec<f64> = frame.services[caller].instances.iter().filter_map(of_replica).collect();
+    (!connections.is_empty()).then(|| ((connections.iter().sum::<f64>() - served) / waiting).clamp(0.0, 1.0))
+}
+
+/// The witnesses' votes that a shift is shared by the edges `around`: `log N(x; D, sd + D/2) - log N(x; 0, sd)` of each
+/// edge's own shift x, averaged over the edges of one neighbour and added over neighbours.
+fn votes(scene: &Scene<'_>, shift: f64, around: &[usize], neighbour: impl Fn(usize) -> Option<usize>) -> f64 {
+    let mut by_neighbour = std::collections::BTreeMap::<usize, Vec<f64>>::new();
+    for other in around.iter().copied().filter(|other| scene.is_counted(*other)) {
+        if let (Some(neighbour), Some(gap)) = (neighbour(other), &scene.edges[other].gap)
+            && gap.is_learnt
+        {
+            let (x, sd) = gap.shift_us();
+            by_neighbour.entry(neighbour).or_default().push(vote(x, shift, sd));
+        }
+    }
+    let mean = |votes: &Vec<f64>| votes.iter().sum::<f64>() / votes.len() as f64;
+    by_neighbour.values().map(mean).sum::<f64>().clamp(-VOTES_MAX, VOTES_MAX)
+}
+
+fn vote(x: f64, shift: f64, sd: f64) -> f64 {
+    let log_density = |x: f64, mean: f64, sd: f64| -sd.ln() - (x - mean).powi(2) / (2.0 * sd * sd);
+    (log_density(x, shift, sd + shift / 2.0) - log_density(x, 0.0, sd)).clamp(-VOTE_MAX, VOTE_MAX)
+}
+
+/// A shifted self time speaks for its own service, and never against.
+fn self_vote(scene: &Scene<'_>, service: usize) -> f64 {
+    let parts = scene.graph.ins(service).iter().filter(|edge| scene.is_counted(**edge));
+    let z = parts.filter_map(|edge| Some(scene.edges[*edge].own?.shift_z())).fold(0.0, f64::max);
+    (z / SELF_MIN_Z - 1.0).clamp(0.0, VOTE_MAX)
+}
+
+fn round_trip_excess_us(scene: &Scene<'_>, service: usize) -> f64 {
+    let score = scene.services[service].score(Metric::RoundTrip);
+    score.map_or(0.0, |score| 1e3 * (score.observed - score.normal).max(0.0))
+}
+
+fn logistic(odds: f64) -> f64 {
+    1.0 / (1.0 + (-odds).exp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_witness_that_shares_the_shift_votes_for_it_and_one_that_does_not_against() {
+        assert!(vote(10_000.0, 10_000.0, 50.0) > 2.9);
+        assert!(vote(0.0, 10_000.0, 50.0) < -2.9);
+        // Half a standard deviation: by hand, ln(1/1.5) - (0.5/1.5)^2/2 + (1/1)^2 / 2 with x = 1, D = 1, sd = 1 ...
+        let by_hand = -(1.5_f64.ln()) + 0.5;
+        assert!((vote(1.0, 1.0, 1.0) - by_hand).abs() < 1e-12);
+    }
+
+    #[test]
+    fn without_votes_the_callee_is_slightly_likelier() {
+        assert!((logistic(PRIOR) - 0.622).abs() < 1e-3);
+    }
+}

@@ -1,0 +1,190 @@
+//! Which resource of a culprit: the signed, load-conditional z of each group's metrics, and where the excess sits.
+//!
+//! Specific groups come before CPU, which rises as an effect of the others. Below the threshold it is software.
+
+use sage_common::{InstanceId, MetricGroup};
+
+use crate::{
+    curve::SHIFT_BAND,
+    null::GroupNull,
+    scene::{OwnExcess, Scene, UsageScore, speaks_of_delay},
+    verdict::Resource,
+};
+
+/// A group's score (mean z of its two strongest metrics) below which it did not move.
+const SCORE_MIN: f64 = 3.0;
+
+/// A healthy window may have reached more; but no null may silence a group that is this far off.
+const NULL_MAX: f64 = 12.0;
+
+/// A specific group must reach this share of the CPU's score to be taken for its cause.
+const SPECIFIC_SHARE: f64 = 0.25;
+
+/// A lone metric of a group counts less than two that agree.
+const LONE_WEIGHT: f64 = 0.75;
+
+/// A replica this much above its siblings is named, and speaks for the service.
+const REPLICA_MARGIN: f64 = 4.0;
+
+/// Share of self time in the excess above which the network is unlikely, and below which the others are.
+const SELF_SHARES: (f64, f64) = (0.3, 0.7);
+const NETWORK_IF_SELF: f64 = 0.6;
+const OTHERS_IF_GAP: f64 = 0.3;
+
+/// The excess of a pure delay differs by less than this share over p10 to p90.
+const DELAY_SPREAD_MAX: f64 = 0.35;
+
+/// How sure the shape of an excess alone can make.
+const SHAPE_P: f64 = 0.5;
+
+/// Groups that can be named, the specific ones first.
+const GROUPS: [MetricGroup; 4] = [MetricGroup::Memory, MetricGroup::Disk, MetricGroup::Network, MetricGroup::Cpu];
+
+/// The answer for one service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    /// What it is.
+    pub resource: Resource,
+    /// P(right), from the spread of the scores.
+    pub p: f64,
+    /// The replica that stands out.
+    pub instance: Option<InstanceId>,
+    /// Groups without a single metric.
+    pub unmeasured: Vec<MetricGroup>,
+}
+
+/// Names the resource of `service`, whose own excess is `excess`.
+pub fn name(scene: &Scene<'_>, null: &GroupNull, service: usize, excess: OwnExcess) -> Finding {
+    let unmeasured: Vec<MetricGroup> =
+        GROUPS.into_iter().filter(|group| group_score(&scene.services[service].usage, *group).is_none()).collect();
+    let mut scored: Vec<(MetricGroup, f64, bool)> = GROUPS
+        .into_iter()
+        .filter_map(|group| {
+            let score = weight(group, excess.self_share()) * strongest(scene, service, group)?;
+            let floor = null.worst(&scene.graph.services()[service], group).clamp(SCORE_MIN, NULL_MAX);
+            Some((group, score, score > floor))
+        })
+        .collect();
+    let cpu = scored.iter().find(|(group, ..)| *group == MetricGroup::Cpu).map_or(0.0, |(_, score, _)| *score);
+    let is_specific = |group: MetricGroup, score: f64| group != MetricGroup::Cpu && score >= SPECIFIC_SHARE * cpu;
+    scored.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let specific = scored.iter().find(|(group, score, is_far)| *is_far && is_specific(*group, *score));
+    let named = specific.or_else(|| scored.iter().find(|(_, _, is_far)| *is_far));
+    let Some((group, score, _)) = named.copied() else { return quiet(scene, service, excess, &scored, unmeasured) };
+    let second = scored.iter().filter(|other| other.0 != group).map(|other| other.1).fold(SCORE_MIN, f64::max);
+    let spread = if group == MetricGroup::Cpu { score - second } else { score - SPECIFIC_SHARE * second };
+    Finding {
+        resource: group.into(),
+        p: logistic(spread / SCORE_MIN),
+        instance: replica_apart(scene, service, group).map(|(instance, _)| instance),
+        unmeasured,
+    }
+}
+
+/// Mean z of the two strongest metrics of `group`; `None` when none was measured. Effect metrics never count, volumes of
+/// traffic neither.
+pub fn group_score(usage: &[UsageScore], group: MetricGroup) -> Option<f64> {
+    let counts = |score: &&UsageScore| {
+        let spec = score.metric.spec();
+        spec.group == group && !spec.is_effect && (group != MetricGroup::Network || speaks_of_delay(score.metric))
+    };
+    let mut z: Vec<f64> = usage.iter().filter(counts).map(|score| score.z).collect();
+    z.sort_by(|a, b| b.total_cmp(a));
+    match z[..] {
+        [] => None,
+        [only] => Some(LONE_WEIGHT * only),
+        [first, second, ..] => Some(0.5 * (first + second)),
+    }
+}
+
+/// The service's score, or that of a replica far from its siblings.
+fn strongest(scene: &Scene<'_>, service: usize, group: MetricGroup) -> Option<f64> {
+    let of_service = group_score(&scene.services[service].usage, group)?;
+    Some(replica_apart(scene, service, group).map_or(of_service, |(_, score)| score.max(of_service)))
+}
+
+/// The replica whose score stands out, when there are siblings to compare with.
+fn replica_apart(scene: &Scene<'_>, service: usize, group: MetricGroup) -> Option<(InstanceId, f64)> {
+    let mut scores: Vec<(f64, &InstanceId)> = scene.services[service]
+        .instances
+        .iter()
+        .filter_map(|(instance, usage)| Some((group_score(usage, group)?, instance)))
+        .collect();
+    scores.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let [(best, instance), (next, _), ..] = scores[..] else { return None };
+    (best > SCORE_MIN + REPLICA_MARGIN && best - next > REPLICA_MARGIN).then(|| (instance.clone(), best))
+}
+
+fn weight(group: MetricGroup, self_share: f64) -> f64 {
+    match group {
+        MetricGroup::Network if self_share > SELF_SHARES.1 => NETWORK_IF_SELF,
+        MetricGroup::Cpu | MetricGroup::Memory | MetricGroup::Disk if self_share < SELF_SHARES.0 => OTHERS_IF_GAP,
+        _ => 1.0,
+    }
+}
+
+/// No group moved: software, unless the group that would have moved is not measured and the shape speaks for it.
+fn quiet(
+    scene: &Scene<'_>,
+    service: usize,
+    excess: OwnExcess,
+    scored: &[(MetricGroup, f64, bool)],
+    unmeasured: Vec<MetricGroup>,
+) -> Finding {
+    let (resource, p) = if unmeasured.contains(&MetricGroup::Network)
+        && excess.self_share() < SELF_SHARES.0
+        && is_pure_delay(scene, service)
+    {
+        (Resource::Network, SHAPE_P)
+    } else if unmeasured.len() == GROUPS.len() && excess.self_share() > SELF_SHARES.1 {
+        (Resource::Cpu, SHAPE_P / 2.0)
+    } else {
+        let highest = scored.iter().map(|(_, score, _)| *score).fold(0.0, f64::max);
+        (Resource::Software, logistic((SCORE_MIN - highest) / (0.5 * SCORE_MIN)))
+    };
+    Finding { resource, p, instance: None, unmeasured }
+}
+
+/// The same shift at every quantile: a delay on the way, not a queue and not a starved processor.
+fn is_pure_delay(scene: &Scene<'_>, service: usize) -> bool {
+    let around = scene.graph.ins(service).iter().chain(scene.graph.outs(service));
+    let worst = around.filter_map(|edge| scene.edges[*edge].gap).max_by(|a, b| a.excess_us().total_cmp(&b.excess_us()));
+    worst.is_some_and(|gap| {
+        let shifts: Vec<f64> = (0..SHIFT_BAND.start + 4).map(|q| gap.excess_at_us(q)).collect();
+        let (low, high) = shifts.iter().fold((f64::INFINITY, 0.0_f64), |(l, h), s| (l.min(*s), h.max(*s)));
+        high > 0.0 && (high - low) < DELAY_SPREAD_MAX * high
+    })
+}
+
+fn logistic(odds: f64) -> f64 {
+    1.0 / (1.0 + (-odds).exp())
+}
+
+#[cfg(test)]
+mod tests {
+    use sage_common::Metric;
+
+    use super::*;
+
+    fn score(metric: Metric, z: f64) -> UsageScore {
+        UsageScore { metric, z, normal: 1.0, observed: 1.0 }
+    }
+
+    #[test]
+    fn the_two_strongest_metrics_of_a_group_speak_for_it() {
+        let usage = [
+            score(Metric::CpuPressure, 8.0),
+            score(Metric::CpuThrottled, 4.0),
+            score(Metric::NodeCpuUtilisation, 1.0),
+            score(Metric::CpuUsed, 90.0), // an effect
+        ];
+        assert_eq!(group_score(&usage, MetricGroup::Cpu), Some(6.0));
+        assert_eq!(group_score(&usage, MetricGroup::Disk), None);
+    }
+
+    #[test]
+    fn volumes_of_traffic_do_not_accuse_the_network() {
+        let usage = [score(Metric::NodeNetworkSent, 50.0), score(Metric::RoundTrip, 2.0)];
+        assert_eq!(group_score(&usage, MetricGroup::Network), Some(1.5));
+    }
+}

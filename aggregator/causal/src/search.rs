@@ -1,0 +1,291 @@
+//! Which services must be normal for the target to be met: forward by the largest fall of the percentile, backward from
+//! the largest own excesses, unneeded members dropped.
+
+use crate::{
+    engine::Recomposer,
+    null::{Floor, Null},
+    robust::normal_cdf,
+    scene::{OwnExcess, Scene},
+};
+
+/// Largest set that is acted upon; beyond it the fault is not a service's.
+pub const MEMBERS_MAX: usize = 4;
+
+/// Services that the backward search starts from.
+const BACKWARD_MAX: usize = 10;
+
+/// Services examined one by one: those behind have the smaller own excess.
+const CANDIDATES_MAX: usize = 32;
+
+/// A member must lower the percentile by this much, in logs (2 %).
+const GAIN_MIN: f64 = 0.02;
+
+/// Own excess for the backward search, as a share of the target.
+const BACKWARD_EXCESS_MIN: f64 = 0.02;
+
+/// Own excess of a member, as a share of the target.
+const MEMBER_EXCESS_MIN: f64 = 0.01;
+
+/// P(target met) from which a set suffices.
+pub const P_ENOUGH: f64 = 0.5;
+
+/// One service examined alone.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Single {
+    /// Its number.
+    pub service: usize,
+    /// `ln us` of the percentile without its abnormality.
+    pub counterfactual: f64,
+    /// Its own excess.
+    pub excess: OwnExcess,
+}
+
+/// The question: target and error, both in logs of microseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// `ln us` of the target.
+    pub target: f64,
+    /// Standard deviation of a counterfactual.
+    pub error: f64,
+    /// What healthy stretches score.
+    pub null: &'a Null,
+    /// How many windows were pooled.
+    pub windows: usize,
+}
+
+impl Question<'_> {
+    /// P(target met) at a counterfactual percentile of `ln us`.
+    pub fn p_met(&self, counterfactual: f64) -> f64 {
+        normal_cdf((self.target - counterfactual) / self.error)
+    }
+}
+
+/// The answer.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Members, the strongest first.
+    pub set: Vec<usize>,
+    /// `ln us` of the percentile without their abnormality.
+    pub counterfactual: f64,
+    /// Every examined service, best first.
+    pub singles: Vec<Single>,
+    /// `ln us` of the percentile with every examined service normal.
+    pub all_normal: f64,
+}
+
+/// Searches the set of services to repair.
+pub fn search(engine: &mut dyn Recomposer, scene: &Scene<'_>, question: &Question<'_>) -> Found {
+    let mut search = Search { engine, scene, question, singles: Vec::new() };
+    search.singles = search.examine();
+    let everybody: Vec<usize> = search.singles.iter().map(|single| single.service).collect();
+    let all_normal = search.engine.counterfactual(&everybody);
+    let forward = search.forward();
+    let mut set = forward.clone();
+    if !search.suffices(&forward) || forward.len() > 1 {
+        let backward = search.backward();
+        if backward.as_ref().is_some_and(|b| !search.suffices(&forward) || b.len() < forward.len()) {
+            set = backward.unwrap_or_default();
+        }
+    }
+    search.prune(&mut set);
+    let strength = |service: &usize| search.singles.iter().position(|single| single.service == *service);
+    set.sort_by_key(strength);
+    let counterfactual = search.engine.counterfactual(&set);
+    Found { set, counterfactual, singles: search.singles, all_normal }
+}
+
+struct Search<'a, 'b> {
+    engine: &'a mut dyn Recomposer,
+    scene: &'a Scene<'b>,
+    question: &'a Question<'a>,
+    singles: Vec<Single>,
+}
+
+impl Search<'_, '_> {
+    /// The services with the largest own excess, each alone, the lowest percentile first.
+    fn examine(&mut self) -> Vec<Single> {
+        let excess = |service| (service, self.scene.own_excess(service));
+        let mut all: Vec<(usize, OwnExcess)> = (0..self.scene.services.len()).map(excess).collect();
+        all.sort_by(|a, b| b.1.total_us().total_cmp(&a.1.total_us()));
+        all.truncate(CANDIDATES_MAX);
+        let mut singles: Vec<Single> = all
+            .into_iter()
+            .map(|(service, excess)| Single { service, counterfactual: self.engine.counterfactual(&[service]), excess })
+            .collect();
+        singles.sort_by(|a, b| a.counterfactual.total_cmp(&b.counterfactual));
+        singles
+    }
+
+    fn floor(&self, service: usize) -> Floor {
+        self.question.null.floor(self.question.windows, &self.scene.graph.services()[service])
+    }
+
+    fn excess(&self, service: usize) -> f64 {
+        self.singles.iter().find(|single| single.service == service).map_or(0.0, |single| single.excess.total_us())
+    }
+
+    fn suffices(&mut self, set: &[usize]) -> bool {
+        !set.is_empty() && self.question.p_met(self.engine.counterfactual(set)) >= P_ENOUGH
+    }
+
+    /// Whether the service's own excess stands above its null and matters to the target.
+    fn is_abnormal(&self, service: usize, share_of_target: f64) -> bool {
+        let excess = self.excess(service);
+        excess > share_of_target * self.question.target.exp() && excess > self.floor(service).excess_us
+    }
+
+    fn forward(&mut self) -> Vec<usize> {
+        let mut set = Vec::new();
+        let mut here = self.engine.counterfactual(&[]);
+        while set.len() < MEMBERS_MAX && self.question.p_met(here) < P_ENOUGH {
+            let Some((service, next)) = self.best_addition(&set) else { break };
+            if here - next < GAIN_MIN.max(self.floor(service).gain) {
+                break;
+            }
+            set.push(service);
+            here = next;
+        }
+        set
+    }
+
+    fn best_addition(&mut self, set: &[usize]) -> Option<(usize, f64)> {
+        let mut best: Option<(usize, f64)> = None;
+        for single in self.singles.clone().into_iter().filter(|single| !set.contains(&single.service)) {
+            let next = if set.is_empty() {
+                single.counterfactual
+            } else {
+                let mut with = set.to_vec();
+                with.push(single.service);
+                self.engine.counterfactual(&with)
+            };
+            if best.is_none_or(|(_, lowest)| next < lowest) {
+                best = Some((single.service, next));
+            }
+        }
+        best
+    }
+
+    /// AND-type culprits on parallel branches: each alone gains nothing, together they do.
+    fn backward(&mut self) -> Option<Vec<usize>> {
+        let mut set: Vec<usize> =
+            self.singles.iter().map(|s| s.service).filter(|s| self.is_abnormal(*s, BACKWARD_EXCESS_MIN)).collect();
+        set.sort_by(|a, b| self.excess(*b).total_cmp(&self.excess(*a)));
+        set.truncate(BACKWARD_MAX);
+        if !self.suffices(&set) {
+            return None;
+        }
+        self.drop_unneeded(&mut set);
+        (set.len() <= MEMBERS_MAX).then_some(set)
+    }
+
+    /// Drops the member whose absence hurts least, as long as the rest suffices.
+    fn drop_unneeded(&mut self, set: &mut Vec<usize>) {
+        // Ends: every round drops a member or stops.
+        while set.len() > 1 {
+            let mut best: Option<(usize, f64)> = None;
+            for place in 0..set.len() {
+                let mut without = set.clone();
+                without.remove(place);
+                let counterfactual = self.engine.counterfactual(&without);
+                if best.is_none_or(|(_, lowest)| counterfactual < lowest) {
+                    best = Some((place, counterfactual));
+                }
+            }
+            match best {
+                Some((place, counterfactual)) if self.question.p_met(counterfactual) >= P_ENOUGH => set.remove(place),
+                _ => return,
+            };
+        }
+    }
+
+    fn prune(&mut self, set: &mut Vec<usize>) {
+        let abnormal: Vec<usize> = set.iter().copied().filter(|s| self.is_abnormal(*s, MEMBER_EXCESS_MIN)).collect();
+        *set = abnormal;
+        if self.suffices(set) {
+            self.drop_unneeded(set);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{
+        curve::{Curve, Q},
+        frame::EdgeFrame,
+        graph::{Graph, tests::key},
+        scene::{Part, SceneEdge, SceneService},
+    };
+
+    /// e2e = 10 ms + a + max(b, c), where a, b, c are excesses in ms.
+    struct Formula {
+        services: [usize; 3],
+        excess: [f64; 3],
+    }
+
+    impl Recomposer for Formula {
+        fn counterfactual(&mut self, repaired: &[usize]) -> f64 {
+            let left = |k: usize| if repaired.contains(&self.services[k]) { 0.0 } else { self.excess[k] };
+            (1e3 * (10.0 + left(0) + left(1).max(left(2)))).ln()
+        }
+
+        fn lacks(&self) -> Vec<String> {
+            Vec::new()
+        }
+    }
+
+    fn find(excess_ms: [f64; 3], target_ms: f64) -> Vec<String> {
+        let edges = [key("", "a"), key("a", "b"), key("a", "c")];
+        let graph = Graph::new(&edges.into_iter().collect(), &BTreeMap::new());
+        let level = |us: f64| Curve::of_logs([us.ln(); Q]).expect("finite");
+        let edge = |ms: f64| SceneEdge {
+            seen: EdgeFrame { calls: 1000.0, rate: 100.0, ..EdgeFrame::default() },
+            own: Some(Part {
+                observed: level(1e3 * (1.0 + ms)),
+                normal: level(1e3),
+                scales: [0.02; Q],
+                is_learnt: true,
+            }),
+            is_own_client: false,
+            gap: None,
+            p_callee: 0.6,
+            is_net_like: false,
+            restored: None,
+        };
+        let scene =
+            Scene { graph: &graph, edges: excess_ms.map(edge).to_vec(), services: vec![SceneService::default(); 3] };
+        let null = Null::default();
+        let question = Question { target: (1e3 * target_ms).ln(), error: 0.08, null: &null, windows: 1 };
+        let found = search(&mut Formula { services: [0, 1, 2], excess: excess_ms }, &scene, &question);
+        found.set.iter().map(|s| graph.services()[*s].to_string()).collect()
+    }
+
+    #[test]
+    fn one_sufficient_service_is_the_answer() {
+        assert_eq!(find([50.0, 1.0, 0.0], 20.0), ["a"]);
+    }
+
+    #[test]
+    fn two_parallel_culprits_are_found_although_neither_helps_alone() {
+        let mut set = find([0.0, 40.0, 40.0], 20.0);
+        set.sort();
+        assert_eq!(set, ["b", "c"]);
+    }
+
+    #[test]
+    fn a_member_that_is_not_needed_is_dropped() {
+        assert_eq!(find([30.0, 8.0, 0.0], 20.0), ["a"]);
+    }
+
+    #[test]
+    fn two_culprits_in_a_row_are_both_needed() {
+        assert_eq!(find([30.0, 25.0, 0.0], 20.0), ["a", "b"]);
+    }
+
+    #[test]
+    fn nothing_abnormal_gives_an_empty_set() {
+        assert!(find([0.0, 0.0, 0.0], 8.0).is_empty());
+    }
+}
