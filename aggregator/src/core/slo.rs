@@ -1,0 +1,212 @@
+//! Objectives against the history: met or violated, for how long, and what target a healthy history suggests.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use sage_causal::observation::{EdgeObservation, ObjectiveObservation};
+use sage_common::{LatencyQuantiles, Micros, OperationId, ServiceId, Slo};
+use serde::{Deserialize, Serialize};
+
+use crate::core::{merge, state::ClusterWindow};
+
+/// Windows without a judgement that break a run: what was true before such a pause says nothing about now.
+const PAUSE_MAX: u32 = 3;
+/// Healthy windows below which no target is suggested.
+const SUGGEST_WINDOWS_MIN: usize = 8;
+/// A suggested target lies this far above what healthy windows reach.
+const SUGGEST_MARGIN: f64 = 1.25;
+/// The share of healthy windows that a suggested target covers before the margin.
+const SUGGEST_SHARE: f64 = 0.95;
+/// Operations of one service that get a suggestion of their own, busiest first.
+const SUGGEST_OPERATIONS_MAX: usize = 8;
+
+/// How an objective stands.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SloState {
+    /// Under the target.
+    Met,
+    /// Over the target.
+    Violated,
+    /// Too few calls to say.
+    Idle,
+    /// No window, or the nodes that know are missing.
+    Unknown,
+}
+
+/// What `window` says about `slo`.
+pub fn observed<'a>(slo: &Slo, window: &'a ClusterWindow) -> Option<&'a ObjectiveObservation> {
+    window.observation.objectives.iter().find(|objective| objective.slo == slo.name)
+}
+
+/// How `slo` stands in `window`, with at least `calls_min` calls needed to judge.
+pub fn judge(slo: &Slo, window: &ClusterWindow, calls_min: f64) -> SloState {
+    match observed(slo, window) {
+        None if window.observation.completeness < 1.0 => SloState::Unknown,
+        None => SloState::Idle,
+        Some(objective) if !objective.latency_us.is_finite() || objective.calls < calls_min => SloState::Idle,
+        Some(objective) if objective.latency_us > slo.target.get() as f64 => SloState::Violated,
+        Some(_) => SloState::Met,
+    }
+}
+
+/// How an objective stands at the end of the history.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Trail {
+    /// In the newest window.
+    pub now: SloState,
+    /// The newest judged window's percentile.
+    pub latency: Option<Micros>,
+    /// Violated windows in a row up to now; pauses up to [`PAUSE_MAX`] do not count.
+    pub violated: u32,
+    /// Met windows in a row up to now, likewise.
+    pub met: u32,
+    /// Windows in a row up to now without a violation.
+    pub quiet: u32,
+}
+
+/// Reads `history` (oldest first) backwards as far as the state of `slo` stays the same.
+pub fn trail(slo: &Slo, history: &VecDeque<ClusterWindow>, calls_min: f64) -> Trail {
+    let states = || history.iter().rev().map(|window| judge(slo, window, calls_min));
+    let is_judged =
+        |window: &&ClusterWindow| matches!(judge(slo, window, calls_min), SloState::Met | SloState::Violated);
+    let newest = history.iter().rev().find(is_judged).and_then(|window| observed(slo, window));
+    Trail {
+        now: states().next().unwrap_or(SloState::Unknown),
+        latency: newest.map(|objective| Micros::new(objective.latency_us as u64)),
+        violated: run(states(), SloState::Violated),
+        met: run(states(), SloState::Met),
+        quiet: states().take_while(|state| *state != SloState::Violated).fold(0, |count, _| count + 1),
+    }
+}
+
+/// How many of `states` (newest first) are `wanted` before the first that is the opposite, or a long pause.
+fn run(states: impl Iterator<Item = SloState>, wanted: SloState) -> u32 {
+    let (mut count, mut pause) = (0, 0);
+    for state in states {
+        match state {
+            _ if state == wanted => (count, pause) = (count + 1, 0),
+            SloState::Met | SloState::Violated => break,
+            SloState::Idle | SloState::Unknown if pause == PAUSE_MAX => break,
+            SloState::Idle | SloState::Unknown => pause += 1,
+        }
+    }
+    count
+}
+
+/// Whether the model may learn from `window` as healthy: undisturbed, with traffic, and no objective missed.
+pub fn is_healthy(slos: &[Slo], window: &ClusterWindow, calls_min: f64) -> bool {
+    if window.is_disturbed || window.observation.completeness < 0.5 {
+        return false;
+    }
+    let mut states = slos.iter().map(|slo| judge(slo, window, calls_min));
+    if slos.is_empty() {
+        return window.observation.edges.iter().map(|edge| edge.calls).sum::<f64>() >= calls_min;
+    }
+    let is_any_met = states.clone().any(|state| state == SloState::Met);
+    is_any_met && states.all(|state| state != SloState::Violated)
+}
+
+/// A target that healthy history supports.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Suggestion {
+    /// A name for it.
+    pub name: String,
+    /// The entry service.
+    pub service: ServiceId,
+    /// One operation of it; all of them when absent.
+    pub operation: Option<OperationId>,
+    /// The percentile.
+    pub percentile: f64,
+    /// The target.
+    pub target: Micros,
+    /// Windows it is based on.
+    pub windows: usize,
+    /// How it was found, for people.
+    pub basis: String,
+}
+
+/// Targets for everything that clients call, from the healthy windows of `history`.
+pub fn suggest<'a>(
+    percentile: f64,
+    slos: &[Slo],
+    history: impl Iterator<Item = &'a ClusterWindow>,
+    calls_min: f64,
+) -> Vec<Suggestion> {
+    let mut found: BTreeMap<(ServiceId, Option<OperationId>), (f64, Vec<f64>)> = BTreeMap::new();
+    for window in history.filter(|window| is_healthy(slos, window, calls_min)) {
+        let roots = || window.observation.edges.iter().filter(|edge| edge.key.caller.is_none());
+        let mut services: BTreeMap<&ServiceId, Vec<&EdgeObservation>> = BTreeMap::new();
+        for edge in roots() {
+            services.entry(&edge.key.callee).or_default().push(edge);
+            note(&mut found, &edge.key.callee, Some(&edge.key.operation), &[edge], percentile, calls_min);
+        }
+        for (service, edges) in services {
+            note(&mut found, service, None, &edges, percentile, calls_min);
+        }
+    }
+    let enough = found.into_iter().filter(|(_, (_, values))| values.len() >= SUGGEST_WINDOWS_MIN);
+    choose(enough.collect(), percentile)
+}
+
+type Found = BTreeMap<(ServiceId, Option<OperationId>), (f64, Vec<f64>)>;
+
+fn note(
+    found: &mut Found,
+    service: &ServiceId,
+    operation: Option<&OperationId>,
+    edges: &[&EdgeObservation],
+    percentile: f64,
+    calls_min: f64,
+) {
+    let calls: f64 = edges.iter().map(|edge| edge.calls).sum();
+    let parts = edges.iter().filter_map(|edge| Some((edge.calls, edge.server.as_ref().or(edge.client.as_ref())?)));
+    let merged: Option<LatencyQuantiles> = merge::mixture(parts);
+    if let (true, Some(merged)) = (calls >= calls_min, merged) {
+        let entry = found.entry((service.clone(), operation.cloned())).or_default();
+        entry.0 += calls;
+        entry.1.push(f64::from(merged.at(percentile)));
+    }
+}
+
+fn choose(found: Found, percentile: f64) -> Vec<Suggestion> {
+    let mut list: Vec<((ServiceId, Option<OperationId>), (f64, Vec<f64>))> = found.into_iter().collect();
+    // The whole service first, then its operations by traffic.
+    list.sort_by(|((service_a, op_a), (calls_a, _)), ((service_b, op_b), (calls_b, _))| {
+        (service_a, op_a.is_some()).cmp(&(service_b, op_b.is_some())).then(calls_b.total_cmp(calls_a))
+    });
+    let mut per_service: BTreeMap<ServiceId, usize> = BTreeMap::new();
+    list.retain(|((service, operation), _)| {
+        let count = per_service.entry(service.clone()).or_default();
+        *count += usize::from(operation.is_some());
+        operation.is_none() || *count <= SUGGEST_OPERATIONS_MAX
+    });
+    list.into_iter()
+        .map(|((service, operation), (_, values))| suggestion(service, operation, values, percentile))
+        .collect()
+}
+
+fn suggestion(service: ServiceId, operation: Option<OperationId>, mut values: Vec<f64>, percentile: f64) -> Suggestion {
+    values.sort_unstable_by(f64::total_cmp);
+    let rank = ((values.len() as f64 * SUGGEST_SHARE).ceil() as usize).clamp(1, values.len());
+    let reached = values[rank - 1];
+    let target = round_up(reached * SUGGEST_MARGIN);
+    let name = match &operation {
+        Some(operation) => ServiceId::sanitized(&format!("{service}-{operation}").replace([' ', '/'], "-")).to_string(),
+        None => service.to_string(),
+    };
+    let basis = format!(
+        "{:.0} % of {} healthy windows stayed under {}; {:.0} % above that, rounded up",
+        SUGGEST_SHARE * 100.0,
+        values.len(),
+        Micros::new(reached as u64),
+        (SUGGEST_MARGIN - 1.0) * 100.0,
+    );
+    Suggestion { name, service, operation, percentile, target, windows: values.len(), basis }
+}
+
+/// Up to two significant digits.
+fn round_up(micros: f64) -> Micros {
+    let micros = micros.max(10.0);
+    let unit = 10_f64.powf(micros.log10().floor() - 1.0);
+    Micros::new(((micros / unit).ceil() * unit) as u64)
+}

@@ -1,0 +1,533 @@
+//! What the replicated log says: the same entries give the same state on every replica and after every restart.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use sage_causal::observation::Observation;
+use sage_common::{
+    ActionId, BootId, CgroupPath, IntakeCounters, KnobOffer, NodeId, NodeWindow, ServiceId, Slo, Term, Timestamp,
+    WindowKey,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::core::{
+    action::{Action, ActionChange, ActionState, Ending},
+    assembly::{Arrival, Assembly},
+    graph::RpcGraph,
+    incident::{Incident, IncidentChange, IncidentId, VerdictRecord},
+    join::{self, JoinCounters},
+    learned::Learned,
+    observe,
+    proposal::{ModelMeta, Proposal},
+    sequences::Sequences,
+};
+
+/// Lives of one agent that are remembered; a restart loop leaves no more than this behind.
+const BOOTS_MAX: usize = 8;
+/// Closed windows without a node after which it no longer counts as missing.
+pub const NODE_LIVE_WINDOWS: u64 = 6;
+/// Closed windows without a node after which it is forgotten with its sequence numbers: a day of ten-second windows.
+const NODE_FORGET_WINDOWS: u64 = 8_640;
+/// Incidents kept; the oldest resolved ones go first.
+const INCIDENTS_MAX: usize = 512;
+/// Actions kept; the oldest finished ones go first.
+const ACTIONS_MAX: usize = 2_048;
+/// Calls of all kept traces together, about 60 MB. Traces of the oldest windows go first, their percentiles stay.
+const TRACE_CALLS_MAX: usize = 400_000;
+
+/// One interval of the whole application.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct ClusterWindow {
+    /// Its number; grows by one.
+    pub close: u64,
+    /// When its first node window arrived, by the leader's clock.
+    pub arrived: Timestamp,
+    /// What was observed.
+    pub observation: Arc<Observation>,
+    /// Whether an incident was open, or an action in force: not to be learnt from as healthy.
+    pub is_disturbed: bool,
+}
+
+/// What is known of one node.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct NodeState {
+    boots: BTreeMap<BootId, BootState>,
+    /// When its newest window arrived.
+    pub last_window_at: Timestamp,
+    /// Start of its newest window.
+    pub last_start: Timestamp,
+    /// Number of closed windows when it last delivered.
+    pub last_close: u64,
+    /// Windows counted.
+    pub windows: u64,
+    /// Knobs on offer in its newest window.
+    pub offers: Vec<KnobOffer>,
+    /// Number of closed windows when each cgroup on offer was first seen: the youngest is frozen first.
+    pub first_offered: BTreeMap<CgroupPath, u64>,
+    /// Intake of its newest window.
+    pub intake: IntakeCounters,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+struct BootState {
+    sequences: Sequences,
+    last_index: u64,
+}
+
+/// The model in use.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct StoredModel {
+    /// Its card.
+    pub meta: ModelMeta,
+    /// Number of closed windows when it was put in use.
+    pub close: u64,
+    /// The model itself.
+    pub bytes: Arc<Vec<u8>>,
+}
+
+/// What was counted while applying.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct StateCounters {
+    /// Node windows counted.
+    pub windows: u64,
+    /// Node windows seen before.
+    pub duplicates: u64,
+    /// Node windows merged into an interval that was closed already.
+    pub late_merged: u64,
+    /// Node windows that came too late for that.
+    pub late_dropped: u64,
+    /// Cluster windows closed.
+    pub closed: u64,
+    /// Of those, with every live node in it.
+    pub complete: u64,
+    /// What the joins could not join.
+    pub join: JoinCounters,
+}
+
+/// What one entry did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Applied {
+    /// Whether the entry had been applied before, so that nothing happened.
+    pub is_repeated: bool,
+    /// Node windows counted now.
+    pub counted: Vec<WindowKey>,
+    /// Start of the cluster window that it made.
+    pub closed: Option<Timestamp>,
+}
+
+/// Everything that the fleet must not forget.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct State {
+    applied: u64,
+    windows_max: usize,
+    term: Term,
+    leader: String,
+    assembly: Assembly,
+    nodes: BTreeMap<NodeId, NodeState>,
+    learned: Learned,
+    graph: RpcGraph,
+    history: VecDeque<ClusterWindow>,
+    closes: u64,
+    slos: Vec<Slo>,
+    configured: Option<Vec<Slo>>,
+    incidents: BTreeMap<IncidentId, Incident>,
+    incidents_opened: u64,
+    actions: BTreeMap<ActionId, Action>,
+    actions_requested: u64,
+    model: Option<StoredModel>,
+    is_frozen: bool,
+    counters: StateCounters,
+}
+
+impl State {
+    /// An empty log's state, which keeps at most `windows_max` cluster windows.
+    pub fn new(windows_max: usize) -> Self {
+        Self {
+            applied: 0,
+            windows_max,
+            term: Term(0),
+            leader: String::new(),
+            assembly: Assembly::default(),
+            nodes: BTreeMap::new(),
+            learned: Learned::default(),
+            graph: RpcGraph::default(),
+            history: VecDeque::new(),
+            closes: 0,
+            slos: Vec::new(),
+            configured: None,
+            incidents: BTreeMap::new(),
+            incidents_opened: 0,
+            actions: BTreeMap::new(),
+            actions_requested: 0,
+            model: None,
+            is_frozen: false,
+            counters: StateCounters::default(),
+        }
+    }
+
+    /// Applies the entry at `index` (from 1, growing by one). One that was applied before changes nothing.
+    pub fn apply(&mut self, index: u64, proposal: &Proposal) -> Applied {
+        let mut applied = Applied::default();
+        if index <= self.applied {
+            applied.is_repeated = true;
+            return applied;
+        }
+        self.applied = index;
+        match proposal {
+            Proposal::TermStarted { term, leader, at } => self.start_term(*term, leader, *at),
+            Proposal::Windows { at, windows } => {
+                for window in windows {
+                    self.take_window(window, *at, index, &mut applied);
+                }
+            }
+            Proposal::Close { start, arrived, .. } => applied.closed = self.close(*start, *arrived),
+            Proposal::SetSlos { slos, is_configured, .. } => {
+                self.slos.clone_from(slos);
+                if *is_configured {
+                    self.configured = Some(slos.clone());
+                }
+            }
+            Proposal::Incident { id, at, change } => self.change_incident(*id, *at, change),
+            Proposal::Intent(action) => self.add_action(action),
+            Proposal::Action { id, at, change } => self.change_action(*id, *at, change),
+            Proposal::Generation { meta, bytes } => self.adopt(meta, bytes),
+            Proposal::Freeze { at } => self.freeze(*at),
+            Proposal::Thaw { .. } => self.is_frozen = false,
+        }
+        applied
+    }
+
+    fn start_term(&mut self, term: Term, leader: &str, at: Timestamp) {
+        self.term = self.term.max(term);
+        leader.clone_into(&mut self.leader);
+        // A clock set back between two lives must not make every window of the next hour a late one.
+        let length = self.history.back().map(|window| window.observation.length).unwrap_or_default();
+        if self.assembly.closed_until().is_some_and(|until| until > at + length.saturating_mul(NODE_LIVE_WINDOWS)) {
+            self.assembly.restart_time();
+        }
+    }
+
+    fn take_window(&mut self, window: &NodeWindow, at: Timestamp, index: u64, applied: &mut Applied) {
+        let node = self.nodes.entry(window.key.node.clone()).or_default();
+        if !node.settle(&window.key, index) {
+            self.counters.duplicates += 1;
+            return;
+        }
+        node.take(window, at, self.closes);
+        self.counters.windows += 1;
+        applied.counted.push(window.key.clone());
+        let start = window.start;
+        match self.assembly.insert(window.clone()) {
+            Arrival::Pending => {}
+            Arrival::Merged => {
+                self.counters.late_merged += 1;
+                self.observe_again(start);
+            }
+            Arrival::Late => self.counters.late_dropped += 1,
+        }
+    }
+
+    fn close(&mut self, start: Timestamp, arrived: Timestamp) -> Option<Timestamp> {
+        if !self.assembly.close(start) {
+            return None;
+        }
+        self.closes += 1;
+        self.counters.closed += 1;
+        let observation = self.observe(start, true)?;
+        self.counters.complete += u64::from(observation.completeness >= 1.0);
+        self.graph.update(&observation, self.closes);
+        let is_disturbed = self.open_incidents().next().is_some() || self.actions.values().any(Action::is_in_force);
+        let observation = Arc::new(observation);
+        self.history.push_back(ClusterWindow { close: self.closes, arrived, observation, is_disturbed });
+        self.age();
+        Some(start)
+    }
+
+    /// The observation of a closed interval that is still kept; learns from it when `is_new`.
+    fn observe(&mut self, start: Timestamp, is_new: bool) -> Option<Observation> {
+        let entries: BTreeSet<ServiceId> = self.slos.iter().map(|slo| slo.service.clone()).collect();
+        let windows = self.assembly.closed(start);
+        let length = windows.first()?.length;
+        let joined = join::join(&windows, &self.learned, self.closes, &entries);
+        if is_new {
+            for ((name, target), count) in &joined.names {
+                self.learned.learn(name, target, *count, self.closes);
+            }
+            self.counters.join.add(joined.counters);
+        }
+        let delivered: BTreeSet<&NodeId> = windows.iter().map(|window| &window.key.node).collect();
+        let known = self.live_nodes().union(&delivered).count().max(1);
+        let scene = observe::Scene {
+            start,
+            length,
+            close: self.closes,
+            completeness: delivered.len() as f32 / known as f32,
+            slos: &self.slos,
+            learned: &self.learned,
+        };
+        Some(observe::observe(&windows, joined, &scene))
+    }
+
+    fn observe_again(&mut self, start: Timestamp) {
+        let Some(observation) = self.observe(start, false) else { return };
+        if let Some(window) = self.history.iter_mut().rev().find(|window| window.observation.start == start) {
+            window.observation = Arc::new(observation);
+        }
+    }
+
+    fn age(&mut self) {
+        self.learned.age(self.closes);
+        while self.history.len() > self.windows_max {
+            self.history.pop_front();
+        }
+        let closes = self.closes;
+        self.nodes.retain(|_, node| node.last_close.saturating_add(NODE_FORGET_WINDOWS) >= closes);
+        let mut calls: usize = 0;
+        for window in self.history.iter_mut().rev() {
+            calls += window.observation.traces.iter().map(|trace| trace.calls.len()).sum::<usize>();
+            if calls > TRACE_CALLS_MAX && !window.observation.traces.is_empty() {
+                Arc::make_mut(&mut window.observation).traces = Vec::new();
+            }
+        }
+    }
+
+    fn change_incident(&mut self, id: IncidentId, at: Timestamp, change: &IncidentChange) {
+        let close = self.closes;
+        match (change, self.incidents.get_mut(&id)) {
+            (IncidentChange::Opened { slo, latency, target }, None) => {
+                let incident = Incident {
+                    id,
+                    slo: slo.clone(),
+                    opened_at: at,
+                    opened_close: close,
+                    resolved_at: None,
+                    latency: *latency,
+                    target: *target,
+                    verdicts: Vec::new(),
+                    actions: Vec::new(),
+                    waiting: None,
+                    is_planned: true,
+                };
+                self.incidents.insert(id, incident);
+                self.incidents_opened = self.incidents_opened.max(id);
+                let is_resolved = |incident: &Incident| !incident.is_open();
+                evict(&mut self.incidents, INCIDENTS_MAX, is_resolved);
+            }
+            (IncidentChange::Diagnosed(verdict), Some(incident)) if incident.is_open() => {
+                incident.diagnose(VerdictRecord { at, close, verdict: verdict.as_ref().clone() });
+            }
+            (IncidentChange::Waiting(reason), Some(incident)) => {
+                incident.waiting = Some(reason.clone());
+                incident.is_planned = true;
+            }
+            (IncidentChange::Resolved, Some(incident)) => {
+                incident.resolved_at.get_or_insert(at);
+                incident.waiting = None;
+            }
+            _ => {}
+        }
+    }
+
+    fn add_action(&mut self, action: &Action) {
+        if self.actions.contains_key(&action.id) {
+            return;
+        }
+        if let Some(incident) = self.incidents.get_mut(&action.incident) {
+            incident.actions.push(action.id);
+            incident.is_planned = true;
+            incident.waiting = None;
+        }
+        self.actions.insert(action.id, Action { changed_close: self.closes, ..action.clone() });
+        self.actions_requested = self.actions_requested.max(action.id.0);
+        let is_done = |action: &Action| !action.is_in_force() && action.state != ActionState::AwaitingApproval;
+        evict(&mut self.actions, ACTIONS_MAX, is_done);
+    }
+
+    fn change_action(&mut self, id: ActionId, at: Timestamp, change: &ActionChange) {
+        let Some(action) = self.actions.get_mut(&id) else { return };
+        let is_taken = action.apply(change, at, self.closes);
+        // Nothing was tried, so the verdict still stands and the next candidate is due.
+        let was_in_vain = is_taken && matches!(action.state, ActionState::Refused | ActionState::Failed);
+        if let Some(incident) = self.incidents.get_mut(&action.incident).filter(|_| was_in_vain) {
+            incident.is_planned = false;
+        }
+    }
+
+    fn adopt(&mut self, meta: &ModelMeta, bytes: &[u8]) {
+        if self.model.as_ref().is_none_or(|model| model.meta.generation < meta.generation) {
+            let bytes = Arc::new(bytes.to_vec());
+            self.model = Some(StoredModel { meta: meta.clone(), close: self.closes, bytes });
+        }
+    }
+
+    fn freeze(&mut self, at: Timestamp) {
+        self.is_frozen = true;
+        let ending = ActionChange::Ending { why: Ending::Frozen, measured: None };
+        for action in self.actions.values_mut() {
+            action.apply(&ending, at, self.closes);
+        }
+    }
+}
+
+/// Removes the first entries that `may_go` until at most `max` are left.
+fn evict<K: Copy + Ord, V>(map: &mut BTreeMap<K, V>, max: usize, may_go: impl Fn(&V) -> bool) {
+    while map.len() > max {
+        let Some(key) = map.iter().find(|(_, value)| may_go(value)).map(|(key, _)| *key) else { return };
+        map.remove(&key);
+    }
+}
+
+impl NodeState {
+    fn settle(&mut self, key: &WindowKey, index: u64) -> bool {
+        if !self.boots.contains_key(&key.boot) && self.boots.len() >= BOOTS_MAX {
+            let oldest = self.boots.iter().min_by_key(|(_, boot)| boot.last_index).map(|(boot, _)| *boot);
+            oldest.and_then(|boot| self.boots.remove(&boot));
+        }
+        let boot = self.boots.entry(key.boot).or_default();
+        boot.last_index = index;
+        boot.sequences.insert(key.seq)
+    }
+
+    fn take(&mut self, window: &NodeWindow, at: Timestamp, close: u64) {
+        self.windows += 1;
+        self.last_window_at = self.last_window_at.max(at);
+        self.last_close = self.last_close.max(close);
+        if self.windows == 1 || window.start >= self.last_start {
+            self.last_start = window.start;
+            self.intake = window.intake;
+            let mut first = BTreeMap::new();
+            for cgroup in window.offers.iter().filter_map(|offer| offer.knob.cgroup()) {
+                first.insert(cgroup.clone(), self.first_offered.get(cgroup).copied().unwrap_or(close));
+            }
+            self.first_offered = first;
+            self.offers.clone_from(&window.offers);
+        }
+    }
+}
+
+/// Reading.
+impl State {
+    /// Position of the newest entry applied.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// The newest term that began.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// Who leads it.
+    pub fn leader(&self) -> &str {
+        &self.leader
+    }
+
+    /// Every window of this life of this agent below the number is settled and need not be sent again.
+    pub fn acknowledged_below(&self, node: &NodeId, boot: BootId) -> u64 {
+        self.boot(node, boot).map_or(0, |boot| boot.sequences.settled_below())
+    }
+
+    /// Every life of every agent that is remembered, with its [`acknowledged_below`](Self::acknowledged_below).
+    pub fn acknowledged(&self) -> impl Iterator<Item = (&NodeId, BootId, u64)> {
+        self.nodes.iter().flat_map(|(node, known)| {
+            known.boots.iter().map(move |(boot, state)| (node, *boot, state.sequences.settled_below()))
+        })
+    }
+
+    /// Whether this window is counted already.
+    pub fn is_settled(&self, key: &WindowKey) -> bool {
+        self.boot(&key.node, key.boot).is_some_and(|boot| boot.sequences.contains(key.seq))
+    }
+
+    fn boot(&self, node: &NodeId, boot: BootId) -> Option<&BootState> {
+        self.nodes.get(node)?.boots.get(&boot)
+    }
+
+    /// Intervals that wait, and the last closed ones.
+    pub fn assembly(&self) -> &Assembly {
+        &self.assembly
+    }
+
+    /// Every node that is remembered.
+    pub fn nodes(&self) -> &BTreeMap<NodeId, NodeState> {
+        &self.nodes
+    }
+
+    /// Nodes that delivered within the last [`NODE_LIVE_WINDOWS`] closed windows.
+    pub fn live_nodes(&self) -> BTreeSet<&NodeId> {
+        let is_live = |node: &NodeState| node.last_close.saturating_add(NODE_LIVE_WINDOWS) >= self.closes;
+        self.nodes.iter().filter(|(_, node)| is_live(node)).map(|(id, _)| id).collect()
+    }
+
+    /// The RPC graph.
+    pub fn graph(&self) -> &RpcGraph {
+        &self.graph
+    }
+
+    /// Cluster windows, oldest first.
+    pub fn history(&self) -> &VecDeque<ClusterWindow> {
+        &self.history
+    }
+
+    /// How many cluster windows were ever closed.
+    pub fn closes(&self) -> u64 {
+        self.closes
+    }
+
+    /// Objectives in force.
+    pub fn slos(&self) -> &[Slo] {
+        &self.slos
+    }
+
+    /// The objective of this name.
+    pub fn slo(&self, name: &str) -> Option<&Slo> {
+        self.slos.iter().find(|slo| slo.name == name)
+    }
+
+    /// The objectives last taken from a configuration file; `None` when never.
+    pub fn configured_slos(&self) -> Option<&[Slo]> {
+        self.configured.as_deref()
+    }
+
+    /// Incidents by number.
+    pub fn incidents(&self) -> &BTreeMap<IncidentId, Incident> {
+        &self.incidents
+    }
+
+    /// Incidents whose target is still missed.
+    pub fn open_incidents(&self) -> impl Iterator<Item = &Incident> {
+        self.incidents.values().filter(|incident| incident.is_open())
+    }
+
+    /// The number that the next incident gets.
+    pub fn next_incident(&self) -> IncidentId {
+        self.incidents_opened + 1
+    }
+
+    /// Actions by number.
+    pub fn actions(&self) -> &BTreeMap<ActionId, Action> {
+        &self.actions
+    }
+
+    /// The number that the next action gets.
+    pub fn next_action(&self) -> ActionId {
+        ActionId(self.actions_requested + 1)
+    }
+
+    /// The model in use.
+    pub fn model(&self) -> Option<&StoredModel> {
+        self.model.as_ref()
+    }
+
+    /// Whether the brake is on.
+    pub fn is_frozen(&self) -> bool {
+        self.is_frozen
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> StateCounters {
+        self.counters
+    }
+}
