@@ -23,6 +23,8 @@ mod window;
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 

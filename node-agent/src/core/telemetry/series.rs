@@ -49,7 +49,7 @@ impl Series {
                     self.durations = Durations::Histogram(histogram);
                 }
             }
-            Durations::Histogram(histogram) => histogram.saturating_record_n(u64::from(micros), count),
+            Durations::Histogram(histogram) => add(histogram, u64::from(micros), count),
         }
     }
 
@@ -62,7 +62,7 @@ impl Series {
     pub fn add_to(&self, sum: &mut Histogram<u32>) {
         self.with_histogram(|own| {
             for bucket in own.iter_recorded() {
-                sum.saturating_record_n(bucket.value_iterated_to(), bucket.count_at_value());
+                add(sum, bucket.value_iterated_to(), bucket.count_at_value());
             }
         });
     }
@@ -92,10 +92,17 @@ pub(super) fn histogram() -> Option<Histogram<u32>> {
     Histogram::new(2).ok()
 }
 
+/// Counts saturate by themselves; a value can only be refused by a histogram that does not resize itself.
+fn add(histogram: &mut Histogram<u32>, micros: u64, count: u32) {
+    if histogram.record_n(micros, count).is_err() {
+        histogram.saturating_record_n(micros, count);
+    }
+}
+
 fn histogram_of(list: &[(u32, u32)]) -> Option<Histogram<u32>> {
     let mut histogram = histogram()?;
     for (micros, count) in list {
-        histogram.saturating_record_n(u64::from(*micros), *count);
+        add(&mut histogram, u64::from(*micros), *count);
     }
     Some(histogram)
 }
