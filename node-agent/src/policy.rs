@@ -146,6 +146,11 @@ impl Policy {
         &self.egress
     }
 
+    /// The patterns that name best-effort cgroups, so that their usage can be measured.
+    pub fn best_effort(&self) -> impl Iterator<Item = &Pattern> {
+        self.best_effort.iter().map(|rule| &rule.cgroup)
+    }
+
     /// Whether a rule names `cgroup` as best-effort.
     pub fn is_best_effort(&self, cgroup: &CgroupPath) -> bool {
         self.best_effort.iter().any(|rule| rule.cgroup.matches(cgroup.as_str()))

@@ -3,6 +3,7 @@
 //! Pure. What a kernel does not say is absent, never zero; a counter that went backwards is skipped; nothing that is
 //! not finite passes. Who reads the counters is [`crate::kernel::sample`].
 
+pub mod aligned;
 pub mod glob;
 mod instance;
 mod means;
@@ -13,6 +14,7 @@ pub mod sample;
 mod values;
 pub mod window;
 
+pub use aligned::UsageWindows;
 pub use glob::Glob;
 pub use rules::{Hint, Origin, Rule, Rules};
 pub use sample::{
