@@ -4,9 +4,8 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::Read,
     net::{SocketAddr, TcpListener},
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::net::UnixListener},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -83,10 +82,14 @@ pub fn run(args: &TierArgs) -> Result<()> {
     let tier = Tier::new(&topology, &spec)?;
     let listener = TcpListener::bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
     let address = listener.local_addr()?;
+    let control = match &args.control {
+        Some(path) => Some(control::bind(path).with_context(|| format!("cannot bind {}", path.display()))?),
+        None => None,
+    };
     serve::start(&tier, listener)?;
     println!("ready {} {address}", args.service);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(supervise(&tier, args));
+    let outcome = runtime.block_on(until_told(&tier, control, args.exit_with_stdin));
     if let Some(exporter) = tier.exporter() {
         exporter.close();
     }
@@ -97,28 +100,28 @@ pub fn run(args: &TierArgs) -> Result<()> {
     outcome
 }
 
-async fn supervise(tier: &Arc<Tier>, args: &TierArgs) -> Result<()> {
-    if let Some(path) = &args.control {
-        let listener = control::bind(path).with_context(|| format!("cannot bind {}", path.display()))?;
-        tokio::spawn(control::listen(tier.clone(), listener));
+/// Obeys commands until a signal comes, or standard input ends.
+async fn until_told(tier: &Arc<Tier>, control: Option<UnixListener>, exit_with_stdin: bool) -> Result<()> {
+    if let Some(listener) = control {
+        tokio::spawn(control::listen(tier.clone(), tokio::net::UnixListener::from_std(listener)?));
     }
-    let (gone, is_gone) = tokio::sync::oneshot::channel();
-    if args.exit_with_stdin {
-        std::thread::spawn(move || {
-            // Ends at the end of input or on an error: both mean that nobody holds the other end.
-            drop(std::io::stdin().read_to_end(&mut Vec::new()));
-            gone.send(())
-        });
-    } else {
-        std::mem::forget(gone);
+    let (gone, mut is_gone) = tokio::sync::mpsc::channel(1);
+    if exit_with_stdin {
+        let gone = gone.clone();
+        std::thread::Builder::new().name("stdin".to_owned()).spawn(move || {
+            // The end of input or an error: both mean that nobody holds the other end.
+            drop(std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
+            gone.blocking_send(())
+        })?;
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-        _ = is_gone => {}
+        _ = is_gone.recv() => {}
     }
+    drop(gone);
     Ok(())
 }
 

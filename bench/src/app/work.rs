@@ -66,8 +66,9 @@ pub fn spin(us: f64) {
     }
 }
 
-/// About one microsecond between two looks at the clock: the most that a step overshoots.
-const SPIN_CHUNK: u32 = 1_000;
+/// About three microseconds between two looks at the clock, which itself costs half a one: the most that a step
+/// overshoots.
+const SPIN_CHUNK: u32 = 2_000;
 
 /// A buffer that does not fit a level-2 cache, and how fast its lines are read when nobody competes.
 #[derive(Debug)]

@@ -114,6 +114,9 @@ pub fn sweep() {
     let Ok(list) = run("ip netns list") else { return };
     for name in list.lines().filter_map(|line| line.split_whitespace().next()) {
         if super::is_left_behind(name) {
+            for pid in run(&format!("ip netns pids {name}")).unwrap_or_default().split_whitespace() {
+                let _ = run(&format!("kill -KILL {pid}"));
+            }
             let _ = run(&format!("ip netns del {name}"));
         }
     }

@@ -48,7 +48,8 @@ impl Process {
             .append(true)
             .open(&log)
             .with_context(|| format!("cannot open {}", log.display()))?;
-        let mut words: Vec<String> = Vec::new();
+        // The kernel ends the child when the demo dies, however it dies.
+        let mut words: Vec<String> = ["setpriv", "--pdeathsig", "TERM"].map(str::to_owned).to_vec();
         if let Some(namespace) = &place.namespace {
             words.extend(["nsenter".to_owned(), format!("--net=/run/netns/{namespace}")]);
         }
