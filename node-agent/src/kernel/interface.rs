@@ -180,6 +180,7 @@ impl From<KernelError> for Failure {
     fn from(error: KernelError) -> Self {
         let kind = match &error {
             _ if error.is_gone() => FailureKind::Gone,
+            KernelError::Foreign { .. } => FailureKind::Foreign,
             KernelError::Unavailable { .. } | KernelError::Misfit { .. } => FailureKind::Unsupported,
             _ => FailureKind::Other,
         };

@@ -148,7 +148,7 @@ impl Settings {
     pub fn validate(self) -> Result<Policy, ConfigError> {
         let defaults = self.defaults.unwrap_or_default();
         if defaults.lease_max_ms == 0 {
-            return Err(wrong("lease_max_ms", 0, "no lease could ever be granted; want at least 1"));
+            return Err(wrong("lease_max_ms", &0, "no lease could ever be granted; want at least 1"));
         }
         let mut egress = EgressRules::default();
         let mut links = Vec::new();
@@ -219,13 +219,13 @@ impl EgressSettings {
     fn validate(self) -> Result<Self, ConfigError> {
         let marks = self.dst_ports.len() + self.src_ports.len() + self.dscp.len();
         if marks == 0 || marks > TRAFFIC_MARKS_MAX {
-            return Err(wrong("egress", marks, "want 1 to 32 ports and code points in all"));
+            return Err(wrong("egress", &marks, "want 1 to 32 ports and code points in all"));
         }
         if let Some(dscp) = self.dscp.iter().find(|dscp| **dscp > 63) {
             return Err(wrong("egress.dscp", dscp, "code points are 0 to 63"));
         }
         if self.dst_ports.iter().chain(&self.src_ports).any(|port| *port == 0) {
-            return Err(wrong("egress ports", 0, "ports are 1 to 65535"));
+            return Err(wrong("egress ports", &0, "ports are 1 to 65535"));
         }
         Ok(self)
     }
@@ -251,12 +251,12 @@ fn allowed(knobs: &[KnobKind], kinds: &[KnobKind], table: &'static str) -> Resul
 fn cores(low: Option<f64>, high: Option<f64>) -> Result<(Option<u32>, Option<u32>), ConfigError> {
     let checked = |key, cores: Option<f64>| match cores {
         // The kernel's smallest quota is a hundredth of a core; no kernel is built for more than 8192.
-        Some(cores) if !(0.01..=8_192.0).contains(&cores) => Err(wrong(key, cores, "want 0.01 to 8192 cores")),
+        Some(cores) if !(0.01..=8_192.0).contains(&cores) => Err(wrong(key, &cores, "want 0.01 to 8192 cores")),
         cores => Ok(cores.map(|cores| (cores * 1e3).round() as u32)),
     };
     let bounds = (checked("cores_min", low)?, checked("cores_max", high)?);
     match bounds {
-        (Some(low), Some(high)) if low > high => Err(wrong("cores_min", f64::from(low) / 1e3, "is above cores_max")),
+        (Some(low), Some(high)) if low > high => Err(wrong("cores_min", &(f64::from(low) / 1e3), "is above cores_max")),
         bounds => Ok(bounds),
     }
 }
@@ -265,12 +265,12 @@ fn cores(low: Option<f64>, high: Option<f64>) -> Result<(Option<u32>, Option<u32
 fn bits(key: &'static str, mbit: Option<f64>) -> Result<Option<u64>, ConfigError> {
     match mbit {
         // The range of `Setting::Rate`.
-        Some(mbit) if !(0.008..=1e6).contains(&mbit) => Err(wrong(key, mbit, "want 0.008 to 1000000 Mbit/s")),
+        Some(mbit) if !(0.008..=1e6).contains(&mbit) => Err(wrong(key, &mbit, "want 0.008 to 1000000 Mbit/s")),
         mbit => Ok(mbit.map(|mbit| (mbit * 1e6).round() as u64)),
     }
 }
 
-fn wrong(key: &'static str, value: impl ToString, problem: &'static str) -> ConfigError {
+fn wrong(key: &'static str, value: &dyn ToString, problem: &'static str) -> ConfigError {
     ConfigError::Value { key, value: value.to_string(), problem }
 }
 

@@ -141,6 +141,8 @@ pub struct Failure {
 pub enum FailureKind {
     /// The thing itself is no more: there is nothing to give back.
     Gone,
+    /// Somebody else has its place: there is nothing of ours to give back.
+    Foreign,
     /// This kernel cannot do it.
     Unsupported,
     /// Anything else; it may go better another time.
@@ -151,6 +153,11 @@ impl Failure {
     /// A failure of no special meaning.
     pub fn other(text: impl Into<String>) -> Self {
         Self { kind: FailureKind::Other, text: text.into() }
+    }
+
+    /// Whether nothing of ours can be left on the knob.
+    pub(super) const fn is_final(&self) -> bool {
+        matches!(self.kind, FailureKind::Gone | FailureKind::Foreign)
     }
 
     /// The knob's object is no more.

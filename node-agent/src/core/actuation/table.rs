@@ -76,7 +76,7 @@ impl LeaseTable {
                 self.command(now, command);
             }
             Input::Brake(is_on) => self.brake(is_on),
-            Input::TermPersisted(term, result) => self.term_persisted(now, term, result),
+            Input::TermPersisted(term, result) => self.term_persisted(now, term, &result),
             Input::Captured(action, result) => self.captured(now, action, result),
             Input::UndoLogged(action, result) => self.undo_logged(now, action, result),
             Input::Written(action, result) => self.written(now, action, result),
@@ -172,13 +172,13 @@ impl LeaseTable {
         self.parked.push_back(command);
     }
 
-    fn term_persisted(&mut self, now: Micros, term: Term, result: Result<(), Failure>) {
+    fn term_persisted(&mut self, now: Micros, term: Term, result: &Result<(), Failure>) {
         if result.is_ok() {
             self.term_durable = self.term_durable.max(term);
         }
         // Bounded by PARKED_MAX: each command is taken once, and kept only if it waits for a higher term.
         for command in std::mem::take(&mut self.parked) {
-            match &result {
+            match result {
                 _ if command.term > term => self.parked.push_back(command),
                 Err(failure) => {
                     let text = format!("term {term} could not be made durable: {}", failure.text);
@@ -324,7 +324,9 @@ impl LeaseTable {
             }
             (Err(failure), _) => {
                 let outcome = match failure.kind {
-                    FailureKind::Unsupported => Outcome::Refused(Refusal::Unsupported(failure.text)),
+                    FailureKind::Unsupported | FailureKind::Foreign => {
+                        Outcome::Refused(Refusal::Unsupported(failure.text))
+                    }
                     FailureKind::Gone | FailureKind::Other => Outcome::Failed(failure.text),
                 };
                 self.leases.remove(&action);
@@ -439,7 +441,7 @@ impl LeaseTable {
         match (&mut lease.phase, result) {
             (Phase::Held { check }, Ok(found)) if is_ours(&found) => *check = Check::Due(now + CHECK_EVERY),
             (Phase::Held { .. }, Ok(found)) => self.finish(action, Outcome::Drifted { found }, now),
-            (Phase::Held { .. }, Err(failure)) if failure.kind == FailureKind::Gone => {
+            (Phase::Held { .. }, Err(failure)) if failure.is_final() => {
                 self.finish(action, Outcome::Failed(failure.text), now);
             }
             // It cannot be read just now; the lease has its deadline in any case.
@@ -455,7 +457,7 @@ impl LeaseTable {
                 }
             }
             (Phase::Reverting { step, .. }, Err(failure)) if *step == Step::Reading => {
-                self.revert_failed(now, action, failure);
+                self.revert_failed(now, action, &failure);
             }
             _ => {}
         }
@@ -469,17 +471,17 @@ impl LeaseTable {
             Ok(found) if same(&found, &before.setting) => self.finish_revert(now, action, ending),
             Ok(found) => {
                 let text = format!("{} was put back on {knob}, and {found} read back", before.setting);
-                self.revert_failed(now, action, Failure::other(text));
+                self.revert_failed(now, action, &Failure::other(text));
             }
-            Err(failure) => self.revert_failed(now, action, failure),
+            Err(failure) => self.revert_failed(now, action, &failure),
         }
     }
 
-    fn revert_failed(&mut self, now: Micros, action: ActionId, failure: Failure) {
+    fn revert_failed(&mut self, now: Micros, action: ActionId, failure: &Failure) {
         let Some(lease) = self.leases.get_mut(&action) else { return };
         let Phase::Reverting { ending, step, attempts } = &mut lease.phase else { return };
         let ending = *ending;
-        if failure.kind == FailureKind::Gone {
+        if failure.is_final() {
             return self.finish_revert(now, action, ending);
         }
         *step = Step::Waiting { until: now + Lease::retry_after(*attempts) };
