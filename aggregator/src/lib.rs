@@ -1,10 +1,15 @@
 //! The aggregator: joins the windows of all nodes, learns, diagnoses, plans and keeps what it decided.
 //!
 //! `core` decides and is pure; everything else here is a driver around it: the durable log (`replica`), the runtime
-//! (`driver`), the training thread (`trainer`), the HTTP API (`http`) and the command lines (`cli`, `pki_cli`).
+//! (`driver`), the training thread (`trainer`) and what it trains (`model`), the HTTP API (`http`) and the command lines
+//! (`cli`, `pki_cli`).
 
 pub mod cli;
 pub mod config;
 pub mod core;
+pub mod driver;
+pub mod http;
+pub mod model;
 pub mod pki_cli;
 pub mod replica;
+pub mod trainer;

@@ -49,8 +49,12 @@ impl Canned {
                 notes.lock().expect("no panic").push(format!("{question} {body}").trim_end().to_owned());
                 let missing = "{\"error\": \"no such thing\"}".to_owned();
                 let (status, text) = answer.map_or(("404 Not Found", &missing), |text| ("200 OK", text));
-                write!(&stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}", text.len())
-                    .expect("loopback");
+                write!(
+                    &stream,
+                    "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
+                    text.len()
+                )
+                .expect("loopback");
             }
         });
         Self { url, asked }
@@ -120,7 +124,8 @@ fn status_says_what_is_wrong_and_exits_by_it() {
 #[test]
 fn json_output_is_the_api_answer_itself() {
     let server = Canned::start();
-    let shown: serde_json::Value = serde_json::from_slice(&server.run(&["status", "--output", "json"]).stdout).expect("JSON");
+    let shown: serde_json::Value =
+        serde_json::from_slice(&server.run(&["status", "--output", "json"]).stdout).expect("JSON");
     let sent: serde_json::Value = serde_json::from_str(STATUS).expect("JSON");
     assert_eq!(shown, sent);
 }
@@ -190,9 +195,10 @@ fn setting_an_objective_keeps_the_others() {
 #[test]
 fn removing_and_adopting_what_is_not_there_is_refused() {
     let server = Canned::start();
-    for (arguments, piece) in
-        [(["slo", "remove", "nothing"], "no objective is called"), (["slo", "set", "nothing"], "no suggestion is called")]
-    {
+    for (arguments, piece) in [
+        (["slo", "remove", "nothing"], "no objective is called"),
+        (["slo", "set", "nothing"], "no suggestion is called"),
+    ] {
         let output = server.run(&arguments);
         assert_eq!(output.status.code(), Some(1));
         assert!(complaint(&output).contains(piece), "{}", complaint(&output));

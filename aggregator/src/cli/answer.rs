@@ -18,7 +18,7 @@ pub struct Status {
     /// Who leads.
     pub leader: Option<String>,
     /// Time since it started, seconds.
-    pub uptime_s: u64,
+    pub uptime_s: f64,
     /// Whether the fleet's brake is on.
     pub frozen: bool,
     /// The known nodes.
@@ -124,6 +124,8 @@ pub struct Incident {
     /// The actions taken.
     #[serde(deserialize_with = "ids")]
     pub actions: Vec<String>,
+    /// Why nothing is being done at the moment, when nothing is.
+    pub waiting: Option<String>,
 }
 
 /// A verdict and when it was reached.
@@ -167,6 +169,8 @@ pub struct Action {
     pub applied_at_ms: Option<u64>,
     /// When the old setting came back.
     pub reverted_at_ms: Option<u64>,
+    /// The latency when it was decided.
+    pub baseline_ms: Option<f64>,
     /// The latency it was expected to bring.
     pub predicted_ms: Option<f64>,
     /// The latency it brought.

@@ -139,10 +139,14 @@ impl Story<'_> {
     }
 
     fn what_was_done(&self) -> String {
-        if self.actions.is_empty() {
-            return wrapped("Nothing was changed on any node.", 2);
+        let mut out: String = self.actions.iter().map(|action| wrapped(&done(action), 2)).collect();
+        if out.is_empty() {
+            out = wrapped("Nothing was changed on any node.", 2);
         }
-        self.actions.iter().map(|action| wrapped(&done(action), 2)).collect()
+        if let Some(waiting) = &self.incident.waiting {
+            out += &wrapped(&format!("At present nothing is done: {waiting}."), 2);
+        }
+        out
     }
 
     fn what_it_did(&self) -> String {
@@ -163,7 +167,7 @@ impl Story<'_> {
             let outcome = action.outcome.clone().unwrap_or_else(|| format!("not judged yet ({})", action.state));
             table.row([
                 action.id.clone(),
-                millis(self.incident.latency_ms),
+                millis(action.baseline_ms.unwrap_or(self.incident.latency_ms)),
                 millis(action.predicted_ms),
                 millis(action.measured_ms),
                 millis(self.incident.target_ms),

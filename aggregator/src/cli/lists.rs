@@ -10,12 +10,12 @@ use super::{
 /// `sagectl status`: one screen.
 pub fn status(status: &Status) -> String {
     let Status { name, fleet, version, term, leader, uptime_s, frozen, training, incidents_open, state, .. } = status;
-    let leader = leader.as_deref().unwrap_or("nobody");
+    let leader = leader.as_deref().filter(|name| !name.is_empty()).unwrap_or("nobody");
     let mut out = format!("{name} of fleet {fleet}: {}\n", state.to_uppercase());
     for problem in &status.problems {
         out += &wrapped(&format!("! {problem}"), 2);
     }
-    out += &format!("\nversion {version}, up {}, term {term}, leader {leader}\n", span(uptime_s.saturating_mul(1_000)));
+    out += &format!("\nversion {version}, up {}, term {term}, leader {leader}\n", span((uptime_s * 1e3) as u64));
     let complete =
         status.windows.complete_ratio.map_or(String::new(), |ratio| format!(", {} complete", percent(ratio)));
     out += &format!("windows {}{complete}\n", status.windows.assembled);

@@ -174,13 +174,13 @@ impl Store {
         read().map_err(|error| io_error("read", &self.path, error))
     }
 
-    /// Begins a period: one above every earlier one, durable before it is handed out.
+    /// Begins a period: one above every earlier one and above `seen`, durable before it is handed out.
     ///
     /// # Errors
     ///
     /// [`StoreError::Io`].
-    pub fn begin_term(&self) -> Result<Term, StoreError> {
-        let term = self.number(TERM_KEY)?.unwrap_or(0).saturating_add(1);
+    pub fn begin_term(&self, seen: Term) -> Result<Term, StoreError> {
+        let term = self.number(TERM_KEY)?.unwrap_or(0).max(seen.0).saturating_add(1);
         self.write("write the term to", |transaction| {
             transaction.open_table(META)?.insert(TERM_KEY, term)?;
             Ok(())
@@ -374,8 +374,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("tmp");
         let path = dir.path().join("log");
         let terms: Vec<u64> =
-            (0..3).map(|_| Store::open(&path).expect("whole").begin_term().expect("space").0).collect();
+            (0..3).map(|_| Store::open(&path).expect("whole").begin_term(Term(0)).expect("space").0).collect();
         assert_eq!(terms, [1, 2, 3]);
+        assert_eq!(Store::open(&path).expect("whole").begin_term(Term(9)).expect("space"), Term(10));
     }
 
     #[test]
