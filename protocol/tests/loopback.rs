@@ -355,6 +355,22 @@ async fn hostile_streams_cost_their_sender_the_connection_and_nobody_else() {
 }
 
 #[tokio::test]
+async fn a_crowd_of_strangers_keeps_nobody_out() {
+    let fleet = Fleet::new("local");
+    let (listener, _at_aggregator) = listen(&fleet.aggregator(), any_port(), Timing::default());
+    let address = listener.local_address().expect("bound");
+    let stranger = fleet.member(Role::Agent, "node-z");
+    let mut crowd = Vec::new();
+    // From the 65th on each has to prove its address first.
+    for _ in 0..80 {
+        crowd.push(dial(&stranger, address).await);
+    }
+    let (_link, mut at_agent) = connect(&fleet.agent(), "node-a", address);
+    connected(&mut at_agent).await;
+    assert_eq!(listener.connected(), [name("node-a")], "no stranger has said a hello");
+}
+
+#[tokio::test]
 async fn a_newer_connection_of_a_node_replaces_the_older_one_in_order() {
     let fleet = Fleet::new("local");
     let (listener, mut at_aggregator) = listen(&fleet.aggregator(), any_port(), Timing::default());

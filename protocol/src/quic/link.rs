@@ -5,33 +5,29 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use quinn::{ClientConfig, Connection, Endpoint, VarInt};
 use sage_common::{BootId, Term};
 use thiserror::Error;
 use tokio::{
     sync::{mpsc, watch},
-    task::{JoinHandle, JoinSet},
+    task::JoinHandle,
 };
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::{
     encoded::EncodedWindow,
-    frame::encode_frame,
-    identity::{FleetName, Role},
+    identity::Role,
     message::{Command, CommandResult},
     quic::{
         LinkError,
         clock::{Clock, wall_clock},
-        control::Control,
-        error::explain,
-        serve::peer_identity,
         transport,
+        wire::{Connector, Happened, Wire},
     },
     session::{
         AgentEvent, AgentInput, AgentOutput, AgentSession, AgentSessionConfig, AgentState, Disconnect,
         WINDOWS_IN_FLIGHT_MAX,
     },
-    tls::{SERVER_NAME, TlsMaterial},
+    tls::TlsMaterial,
 };
 
 /// Events that wait for the owner before the link stops reading: a second of commands and acknowledgements.
@@ -182,103 +178,6 @@ impl AgentLink {
     }
 }
 
-/// Makes connections.
-struct Connector {
-    client: ClientConfig,
-    fleet: FleetName,
-}
-
-/// A connection with its control stream.
-struct Open {
-    connection: Connection,
-    control: Control,
-    /// One task for each window under way; ends with the connection.
-    uploads: JoinSet<()>,
-    /// Keeps the socket.
-    _endpoint: Endpoint,
-}
-
-enum Wire {
-    Idle,
-    Dialling(JoinHandle<Result<Open, Disconnect>>),
-    Open(Box<Open>),
-}
-
-impl Connector {
-    /// Tries every address that the name stands for.
-    async fn connect(&self, address: &str) -> Result<Open, Disconnect> {
-        let unreachable = |problem: &dyn std::fmt::Display| Disconnect::Unreachable(format!("{address}: {problem}"));
-        let found = tokio::net::lookup_host(address).await.map_err(|error| unreachable(&error))?;
-        let mut last = unreachable(&"no address of that name");
-        for remote in found {
-            match self.connect_to(remote).await {
-                Ok(open) => return Ok(open),
-                Err(Disconnect::Unreachable(problem)) => last = unreachable(&problem),
-                Err(other) => last = other,
-            }
-        }
-        Err(last)
-    }
-
-    async fn connect_to(&self, remote: std::net::SocketAddr) -> Result<Open, Disconnect> {
-        let unreachable = |problem: &dyn std::fmt::Display| Disconnect::Unreachable(problem.to_string());
-        let endpoint = transport::client_endpoint(remote).map_err(|error| unreachable(&error))?;
-        let connecting = endpoint.connect_with(self.client.clone(), remote, SERVER_NAME);
-        let connection = connecting
-            .map_err(|error| unreachable(&error))?
-            .await
-            .map_err(|error| Disconnect::Unreachable(explain(&error)))?;
-        let peer = peer_identity(&connection)?.require(Role::Aggregator, &self.fleet)?;
-        debug!(%remote, %peer, "connected");
-        let (send, recv) = connection.open_bi().await?;
-        Ok(Open { control: Control::new(send, recv), connection, uploads: JoinSet::new(), _endpoint: endpoint })
-    }
-}
-
-impl Open {
-    /// Sends `window` on a stream of its own, as soon as the peer allows one more.
-    fn upload(&mut self, window: &EncodedWindow) {
-        while self.uploads.try_join_next().is_some() {}
-        let (connection, key) = (self.connection.clone(), window.key().clone());
-        let Ok(frame) = encode_frame(window.bytes()) else { return };
-        self.uploads.spawn(async move {
-            let sent = async {
-                let mut stream = connection.open_uni().await?;
-                stream.write_all(&frame).await?;
-                Ok::<_, Disconnect>(stream.finish())
-            };
-            if let Err(error) = sent.await {
-                debug!(seq = key.seq, %error, "window not sent");
-            }
-        });
-    }
-
-    fn close(self, why: &Disconnect) {
-        self.connection.close(VarInt::from_u32(0), why.to_string().as_bytes());
-    }
-}
-
-impl Wire {
-    /// What happens next to the connection or to the attempt at one. May be dropped at any await.
-    async fn next(&mut self, is_reading: bool) -> Happened {
-        match self {
-            Self::Idle => std::future::pending().await,
-            Self::Dialling(attempt) => Happened::Dialled(
-                attempt.await.unwrap_or_else(|error| Err(Disconnect::Unreachable(error.to_string()))).map(Box::new),
-            ),
-            Self::Open(open) => match open.control.next(is_reading).await {
-                Ok(message) => Happened::Input(AgentInput::Message(message)),
-                Err(why) => Happened::Input(AgentInput::Closed(why)),
-            },
-        }
-    }
-}
-
-enum Happened {
-    Dialled(Result<Box<Open>, Disconnect>),
-    Input(AgentInput),
-}
-
 struct Driver {
     session: AgentSession,
     connector: Arc<Connector>,
@@ -375,17 +274,7 @@ impl Driver {
         match std::mem::replace(&mut self.wire, Wire::Idle) {
             Wire::Idle => {}
             Wire::Dialling(attempt) => attempt.abort(),
-            Wire::Open(mut open) => {
-                if *why == Disconnect::Closed {
-                    open.control.flush().await;
-                }
-                let endpoint = open._endpoint.clone();
-                open.close(why);
-                if *why == Disconnect::Closed {
-                    // So that the peer hears of it; bounded by the caller of `shutdown`, and by three round trips.
-                    endpoint.wait_idle().await;
-                }
-            }
+            Wire::Open(open) => open.close(why).await,
         }
     }
 

@@ -113,8 +113,8 @@ impl<F: Fn(&Hello) -> Answer + Send + Sync + 'static> WelcomeSource for F {
 #[error("node {0} is not connected")]
 pub struct NotConnected(pub NodeId);
 
-/// Accepts agents. Clones share one endpoint; it closes when [`shutdown`](Self::shutdown) is called or its last clone,
-/// and the receiver of events, are dropped.
+/// Accepts agents. Clones share one endpoint; it closes when [`shutdown`](Self::shutdown) is called, or when the last
+/// clone is dropped. A connection also ends when it has an event to tell and the receiver is dropped.
 #[derive(Clone, Debug)]
 pub struct AggregatorListener {
     shared: Arc<Shared>,

@@ -17,6 +17,7 @@ mod link;
 mod listener;
 mod serve;
 mod transport;
+mod wire;
 
 pub use error::LinkError;
 pub use files::read_tls;

@@ -298,7 +298,6 @@ impl AgentSession {
         }
         self.phase = Phase::Ready { since: now, heard: now, heartbeat_at: now };
         self.redirects = 0;
-        self.in_flight.clear();
         self.event(AgentEvent::Connected { address: self.address.clone(), leader, term, acknowledged_below });
         while let Some(result) = self.results.pop_front() {
             self.send(FromAgent::Result(result));
