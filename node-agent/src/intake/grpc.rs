@@ -28,7 +28,7 @@ use super::{
 };
 use crate::parse::otlp;
 
-const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+pub(super) const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 
 /// The service.
 pub(super) fn router(gate: Arc<Gate>) -> Router {
@@ -101,7 +101,7 @@ fn busy() -> Status {
 
 /// Messages as they are.
 #[derive(Clone, Copy, Debug)]
-struct Raw;
+pub(super) struct Raw;
 
 impl Codec for Raw {
     type Encode = Bytes;

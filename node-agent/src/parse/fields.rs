@@ -202,10 +202,15 @@ impl Default for RawSpan<'_> {
     }
 }
 
-/// Where a decoder puts what it finds: a resource, then its spans.
+/// Where a decoder puts what it finds.
 pub(super) trait Visitor {
-    fn resource(&mut self, fields: &ResourceFields<'_>);
-    fn span(&mut self, span: &RawSpan<'_>);
+    /// Whether anybody looks at the attributes.
+    const READS: bool;
+
+    /// A new resource begins.
+    fn resource(&mut self);
+    /// A span of `resource`.
+    fn span(&mut self, resource: &ResourceFields<'_>, span: &RawSpan<'_>);
     fn attributes_skipped(&mut self, count: u64);
 }
 
@@ -213,15 +218,17 @@ pub(super) trait Visitor {
 pub(super) struct Check;
 
 impl Visitor for Check {
-    fn resource(&mut self, _: &ResourceFields<'_>) {}
-    fn span(&mut self, _: &RawSpan<'_>) {}
+    const READS: bool = false;
+
+    fn resource(&mut self) {}
+    fn span(&mut self, _: &ResourceFields<'_>, _: &RawSpan<'_>) {}
     fn attributes_skipped(&mut self, _: u64) {}
 }
 
 /// Makes [`Span`]s and hands them to `sink`.
 pub(super) struct Builder<F> {
     sink: F,
-    reporter: Reporter,
+    reporter: Option<Reporter>, // made for the first span of a resource: most of a bomb's resources have none
     operations: Recent<OperationId>,
     peers: Recent<ServiceId>,
     pub tally: Tally,
@@ -229,13 +236,7 @@ pub(super) struct Builder<F> {
 
 impl<F: FnMut(Span)> Builder<F> {
     pub fn new(sink: F) -> Self {
-        Self {
-            sink,
-            reporter: Reporter::of(&ResourceFields::default()),
-            operations: Recent::default(),
-            peers: Recent::default(),
-            tally: Tally::default(),
-        }
+        Self { sink, reporter: None, operations: Recent::default(), peers: Recent::default(), tally: Tally::default() }
     }
 
     fn duration(&mut self, raw: &RawSpan<'_>) -> Micros {
@@ -251,28 +252,32 @@ impl<F: FnMut(Span)> Builder<F> {
 }
 
 impl<F: FnMut(Span)> Visitor for Builder<F> {
-    fn resource(&mut self, fields: &ResourceFields<'_>) {
-        self.reporter = Reporter::of(fields);
+    const READS: bool = true;
+
+    fn resource(&mut self) {
+        self.reporter = None;
     }
 
-    fn span(&mut self, raw: &RawSpan<'_>) {
+    fn span(&mut self, resource: &ResourceFields<'_>, raw: &RawSpan<'_>) {
         let ids = (raw.trace.filter(|trace| *trace != [0; 16]), raw.id.filter(|id| *id != 0), raw.parent);
         let (Some(trace), Some(id), Some(parent)) = ids else {
             self.tally.invalid_ids += 1;
             return;
         };
+        let duration = self.duration(raw);
+        let Reporter { service, instance, pid } = self.reporter.get_or_insert_with(|| Reporter::of(resource)).clone();
         let span = Span {
             trace: TraceHash(xxh3_64(&trace)),
             id: SpanId(id),
             parent: SpanId(parent),
-            service: self.reporter.service.clone(),
-            instance: self.reporter.instance.clone(),
-            pid: self.reporter.pid,
+            service,
+            instance,
+            pid,
             operation: self.operations.get(&raw.fields.operation(&raw.name)),
             side: raw.side,
             peer: raw.fields.peer(raw.side, &mut self.peers),
             start: raw.start,
-            duration: self.duration(raw),
+            duration,
             is_error: raw.is_error,
             weight: tracestate::weight(&raw.tracestate),
         };

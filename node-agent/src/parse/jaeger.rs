@@ -69,11 +69,11 @@ fn walk(batch: Reader<'_>, visitor: &mut impl Visitor) -> Result<(), ParseError>
         }
     }
     visitor.attributes_skipped(skipped);
-    visitor.resource(&fields);
+    visitor.resource();
     let (mut reader, mut last) = (batch, 0);
     while let Some(field) = reader.field(&mut last)? {
         match (field.id, field.kind) {
-            (2, Kind::List) => structs(&mut reader, |reader| span(reader, visitor))?,
+            (2, Kind::List) => structs(&mut reader, |reader| span(reader, &fields, visitor))?,
             _ => reader.skip(field.kind)?,
         }
     }
@@ -130,7 +130,11 @@ struct References {
     follows_from: i64,
 }
 
-fn span<'a>(reader: &mut Reader<'a>, visitor: &mut impl Visitor) -> Result<(), ParseError> {
+fn span<'a>(
+    reader: &mut Reader<'a>,
+    resource: &ResourceFields<'_>,
+    visitor: &mut impl Visitor,
+) -> Result<(), ParseError> {
     let mut span = Members::default();
     let (mut parent, mut start) = (0, 0);
     let mut last = 0;
@@ -153,7 +157,7 @@ fn span<'a>(reader: &mut Reader<'a>, visitor: &mut impl Visitor) -> Result<(), P
     }
     span.raw.start = Timestamp::from_micros(u64::try_from(start).unwrap_or(0));
     visitor.attributes_skipped(span.skipped);
-    visitor.span(&span.finish(parent));
+    visitor.span(resource, &span.finish(parent));
     Ok(())
 }
 

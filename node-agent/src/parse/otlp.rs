@@ -49,11 +49,11 @@ fn resource_spans(message: Reader<'_>, visitor: &mut impl Visitor) -> Result<(),
         }
     }
     visitor.attributes_skipped(skipped(attributes));
-    visitor.resource(&fields);
+    visitor.resource();
     let mut reader = message;
     while let Some(field) = reader.field()? {
         match field.number {
-            2 => scope_spans(reader.message_of(field)?, visitor)?,
+            2 => scope_spans(reader.message_of(field)?, &fields, visitor)?,
             _ => reader.skip(field)?,
         }
     }
@@ -78,17 +78,21 @@ fn resource<'a>(
     Ok(())
 }
 
-fn scope_spans(mut reader: Reader<'_>, visitor: &mut impl Visitor) -> Result<(), ParseError> {
+fn scope_spans(
+    mut reader: Reader<'_>,
+    resource: &ResourceFields<'_>,
+    visitor: &mut impl Visitor,
+) -> Result<(), ParseError> {
     while let Some(field) = reader.field()? {
         match field.number {
-            2 => span(reader.message_of(field)?, visitor)?,
+            2 => span(reader.message_of(field)?, resource, visitor)?,
             _ => reader.skip(field)?,
         }
     }
     Ok(())
 }
 
-fn span<'a>(mut reader: Reader<'a>, visitor: &mut impl Visitor) -> Result<(), ParseError> {
+fn span<V: Visitor>(mut reader: Reader<'_>, resource: &ResourceFields<'_>, visitor: &mut V) -> Result<(), ParseError> {
     let mut span = RawSpan::default();
     let mut attributes = 0;
     while let Some(field) = reader.field()? {
@@ -102,7 +106,9 @@ fn span<'a>(mut reader: Reader<'a>, visitor: &mut impl Visitor) -> Result<(), Pa
             7 => span.start = micros(reader.fixed64_of(field)?),
             8 => span.end = micros(reader.fixed64_of(field)?),
             9 => {
-                if let Some((key, value)) = attribute(&mut reader, field, &mut attributes)? {
+                if let Some((key, value)) = attribute(&mut reader, field, &mut attributes)?
+                    && V::READS
+                {
                     span.fields.set(key, value);
                 }
             }
@@ -111,7 +117,7 @@ fn span<'a>(mut reader: Reader<'a>, visitor: &mut impl Visitor) -> Result<(), Pa
         }
     }
     visitor.attributes_skipped(skipped(attributes));
-    visitor.span(&span);
+    visitor.span(resource, &span);
     Ok(())
 }
 

@@ -61,11 +61,11 @@ fn resource_spans(text: &str, visitor: &mut impl Visitor) -> serde_json::Result<
         )?;
     }
     visitor.attributes_skipped(skipped);
-    visitor.resource(&fields);
+    visitor.resource();
     each(text, ["scopeSpans", "scope_spans"], &mut |scope_spans: &RawValue| {
         each(scope_spans.get(), ["spans", "spans"], &mut |span: JsonSpan<'_>| {
             visitor.attributes_skipped(span.skipped);
-            visitor.span(&span.raw);
+            visitor.span(&fields, &span.raw);
             Ok(())
         })
     })

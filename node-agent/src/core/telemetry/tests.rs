@@ -370,7 +370,7 @@ proptest! {
             let mut windows = Vec::new();
             for (span, now) in &spans {
                 telemetry.handle_span(span, at(*now));
-                windows.extend(telemetry.handle_timeout(at(*now)));
+                windows.extend(std::iter::from_fn(|| telemetry.handle_timeout(at(*now))));
             }
             windows.extend(std::iter::from_fn(|| telemetry.handle_timeout(at(200_000))));
             (windows, telemetry.counters())
