@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use support::{at_once, pair};
 
 /// How long the callee sleeps in every request.
-const SLEEP_MS: u64 = 100;
+const SLEEP_MS: u64 = 200;
 
 /// How long `count` requests at once take over a front of that model; all must succeed.
 fn time(front: Value, back: Value, count: u64) -> Duration {
@@ -27,7 +27,7 @@ fn threads() -> Value {
 
 #[test]
 fn an_event_loop_goes_on_while_its_calls_wait() {
-    // One worker that blocked on calls would take 40 sleeps, 4 s.
+    // One worker that blocked on calls would take 40 sleeps, 8 s.
     let elapsed = time(json!({"model": "event_loop", "workers": 1}), threads(), 40);
     assert!((SLEEP_MS..SLEEP_MS * 20).contains(&(elapsed.as_millis() as u64)), "{elapsed:?}");
 }

@@ -12,7 +12,10 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::Path,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Instant,
 };
 
@@ -55,20 +58,39 @@ pub fn thread_cpu_us() -> f64 {
 }
 
 /// Uses `us` microseconds of CPU on this thread.
+///
+/// Looking at the clock is a system call of one or two microseconds, so it is done seldom: turns are counted in between,
+/// by how many a microsecond took at the first use.
 pub fn spin(us: f64) {
+    static TURNS_PER_US: OnceLock<f64> = OnceLock::new();
     let end = thread_cpu_us() + us;
-    let mut state = 0x9E37_79B9_u64;
-    while thread_cpu_us() < end {
-        for _ in 0..SPIN_CHUNK {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+    let turns_per_us = *TURNS_PER_US.get_or_init(measure_turns);
+    loop {
+        let left = end - thread_cpu_us();
+        if left <= 0.0 {
+            return;
         }
-        black_box(state);
+        turn((left.min(LOOK_EVERY_US) * turns_per_us) as u64 + 1);
     }
 }
 
-/// About three microseconds between two looks at the clock, which itself costs half a one: the most that a step
-/// overshoots.
-const SPIN_CHUNK: u32 = 2_000;
+/// However wrong the measured speed is, the clock is looked at this often.
+const LOOK_EVERY_US: f64 = 100.0;
+/// About a tenth of a millisecond.
+const MEASURED_TURNS: u64 = 100_000;
+
+fn measure_turns() -> f64 {
+    let before = thread_cpu_us();
+    turn(MEASURED_TURNS);
+    MEASURED_TURNS as f64 / (thread_cpu_us() - before).max(1.0)
+}
+
+fn turn(times: u64) {
+    let state = (0..times).fold(0x9E37_79B9_u64, |state, turn| {
+        black_box(state).wrapping_mul(6_364_136_223_846_793_005).wrapping_add(turn)
+    });
+    black_box(state);
+}
 
 /// A buffer that does not fit a level-2 cache, and how fast its lines are read when nobody competes.
 #[derive(Debug)]
@@ -83,6 +105,7 @@ const WORDS_PER_LINE: usize = 8;
 const LINES: usize = 8 * 1024 * 1024 / 64;
 /// Odd, hence coprime to [`LINES`]: visits every line once, far from the one before, so that prefetchers do not help.
 const STRIDE: usize = 40_503;
+/// The faster quartile of them counts: other tiers start at the same time and compete.
 const CALIBRATION_TRIALS: usize = 9;
 
 impl Memory {
@@ -98,7 +121,7 @@ impl Memory {
             })
             .collect();
         trials.sort_by(f64::total_cmp);
-        memory.lines_per_us = trials[CALIBRATION_TRIALS / 2];
+        memory.lines_per_us = trials[CALIBRATION_TRIALS - 1 - CALIBRATION_TRIALS / 4];
         memory
     }
 
@@ -130,8 +153,9 @@ pub struct Disk {
 }
 
 const BLOCK: [u8; 4096] = [0x5A; 4096];
-/// 8 MiB, written once at start: later writes change no metadata.
-const BLOCKS: usize = 2_048;
+/// 2 MiB, written once at start: later writes change no metadata.
+const BLOCKS: usize = 512;
+/// The faster quartile counts, as for memory.
 const DISK_TRIALS: usize = 33;
 /// Blocks of one step at most. On a file system in memory a block costs nothing, and no number of them is disk time.
 const BLOCKS_MAX: u32 = 64;
@@ -159,7 +183,7 @@ impl Disk {
             *trial = before.elapsed().as_secs_f64() * 1e6;
         }
         trials.sort_by(f64::total_cmp);
-        disk.block_us = trials[DISK_TRIALS / 2].max(1.0);
+        disk.block_us = trials[DISK_TRIALS / 4].max(1.0);
         Ok(disk)
     }
 
