@@ -35,7 +35,7 @@ pub use action::{Action, ActionChange, ActionState, Ending};
 pub use incident::{Incident, IncidentChange, IncidentId};
 pub use leader::{Event, Input, Leader, OperatorRequest, Output, TrainJob};
 pub use oracle::Oracle;
-pub use proposal::{ModelCard, ModelKind, ModelMeta, Proposal};
+pub use proposal::{ModelMeta, Proposal};
 pub use replica::{Replica, ReplicaError, ReplicaEvent};
 pub use rules::Rules;
 pub use state::{Applied, State};

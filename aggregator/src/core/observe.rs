@@ -80,6 +80,7 @@ impl Parts {
 }
 
 type Served = (ServiceId, OperationId);
+type Groups = Vec<Vec<Vec<EdgeKey>>>;
 
 /// The latency series of all nodes, resolved and grouped.
 struct Latencies {
@@ -275,19 +276,19 @@ fn services(windows: &[&NodeWindow], edges: &[EdgeObservation]) -> Vec<ServiceOb
 
 /// The agents' call structures with every call resolved to the edge that most of such calls take.
 fn skeletons(windows: &[&NodeWindow], scene: &Scene<'_>) -> Vec<ResolvedSkeleton> {
-    let mut merged: BTreeMap<(ServiceId, OperationId, Vec<Vec<Vec<EdgeKey>>>), u32> = BTreeMap::new();
+    let mut merged: BTreeMap<(Served, Groups), u32> = BTreeMap::new();
     for skeleton in windows.iter().flat_map(|window| &window.skeletons) {
         let groups = resolve_groups(skeleton, scene);
-        let count = merged.entry((skeleton.service.clone(), skeleton.operation.clone(), groups)).or_default();
+        let count = merged.entry(((skeleton.service.clone(), skeleton.operation.clone()), groups)).or_default();
         *count = count.saturating_add(skeleton.count);
     }
     merged
         .into_iter()
-        .map(|((service, operation, groups), count)| ResolvedSkeleton { service, operation, groups, count })
+        .map(|(((service, operation), groups), count)| ResolvedSkeleton { service, operation, groups, count })
         .collect()
 }
 
-fn resolve_groups(skeleton: &Skeleton, scene: &Scene<'_>) -> Vec<Vec<Vec<EdgeKey>>> {
+fn resolve_groups(skeleton: &Skeleton, scene: &Scene<'_>) -> Groups {
     let resolve = |operation: &OperationId, peer: &Option<_>| {
         let name = CallName { caller: skeleton.service.clone(), operation: operation.clone(), peer: peer.clone() };
         scene.learned.resolve(&name, scene.close).into_iter().next().map(|(edge, _)| edge)

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sage_causal::{observation::Observation, verdict::Verdict};
+use sage_causal::{Model, observation::Observation, verdict::Verdict};
 use sage_common::{Generation, Slo};
 
 /// A trained model.
@@ -18,6 +18,23 @@ pub trait Oracle: Sized {
     /// windows hold nothing of that objective.
     fn diagnose(&self, recent: &[Arc<Observation>], slo: &Slo, generation: Generation) -> Option<Verdict>;
 
-    /// Whether this model should replace `previous`.
-    fn is_better_than(&self, previous: &Self) -> bool;
+    /// Whether this model should replace `previous`, by the newest healthy windows, `recent`.
+    fn is_better_than(&self, previous: &Self, recent: &[Arc<Observation>]) -> bool;
+}
+
+impl Oracle for Model {
+    fn decode(bytes: &[u8]) -> Result<Self, String> {
+        Self::from_bytes(bytes).map_err(|error| error.to_string())
+    }
+
+    fn diagnose(&self, recent: &[Arc<Observation>], slo: &Slo, generation: Generation) -> Option<Verdict> {
+        let recent: Vec<Observation> = recent.iter().map(|window| window.as_ref().clone()).collect();
+        let verdict = Self::diagnose(self, &recent, slo);
+        Some(Verdict { generation, ..verdict })
+    }
+
+    fn is_better_than(&self, previous: &Self, recent: &[Arc<Observation>]) -> bool {
+        let recent: Vec<Observation> = recent.iter().map(|window| window.as_ref().clone()).collect();
+        Self::is_better_than(self, previous, &recent)
+    }
 }

@@ -1,11 +1,13 @@
 //! The entries of the replicated log. Everything the fleet must not forget is one of these.
 
-use sage_common::{ActionId, Generation, NodeWindow, ServiceId, Slo, Term, Timestamp};
+use sage_causal::ModelCard;
+use sage_common::{ActionId, Generation, NodeWindow, Slo, Term, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::core::{
     action::{Action, ActionChange},
     incident::{IncidentChange, IncidentId},
+    leader::TrainJob,
 };
 
 /// One entry. All times are by the proposing leader's clock.
@@ -101,31 +103,16 @@ pub struct ModelMeta {
     pub cards: Vec<ModelCard>,
 }
 
-/// How well the model knows one service.
-#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
-pub struct ModelCard {
-    /// The service.
-    pub service: ServiceId,
-    /// Windows it was learnt from.
-    pub windows: u64,
-    /// Error on held-out windows of the model in use, on the standardised log scale.
-    pub held_out_error: Option<f64>,
-    /// The same of the linear prior.
-    pub linear_error: Option<f64>,
-    /// Which of the two is in use.
-    pub kind: ModelKind,
-    /// When this service was last trained.
-    pub last_retrain_at: Timestamp,
-    /// Why, for people.
-    pub reason: String,
-}
-
-/// Which model answers for a service.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ModelKind {
-    /// The conditional variational autoencoder.
-    Cvae,
-    /// The robust linear prior.
-    Linear,
+impl ModelMeta {
+    /// The card of what `job` became, after `train_seconds`, at `at`.
+    pub fn new(job: &TrainJob, cards: Vec<ModelCard>, train_seconds: f64, at: Timestamp) -> Self {
+        Self {
+            generation: job.generation,
+            trained_at: at,
+            windows_trained: job.healthy.len() as u64,
+            newest_window: job.newest_window,
+            train_seconds,
+            cards,
+        }
+    }
 }

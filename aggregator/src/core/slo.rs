@@ -132,7 +132,7 @@ pub fn suggest<'a>(
     history: impl Iterator<Item = &'a ClusterWindow>,
     calls_min: f64,
 ) -> Vec<Suggestion> {
-    let mut found: BTreeMap<(ServiceId, Option<OperationId>), (f64, Vec<f64>)> = BTreeMap::new();
+    let mut found = Found::new();
     for window in history.filter(|window| is_healthy(slos, window, calls_min)) {
         let roots = || window.observation.edges.iter().filter(|edge| edge.key.caller.is_none());
         let mut services: BTreeMap<&ServiceId, Vec<&EdgeObservation>> = BTreeMap::new();
@@ -148,7 +148,9 @@ pub fn suggest<'a>(
     choose(enough.collect(), percentile)
 }
 
-type Found = BTreeMap<(ServiceId, Option<OperationId>), (f64, Vec<f64>)>;
+type Entry = (ServiceId, Option<OperationId>);
+/// Calls, and the percentile of each window.
+type Found = BTreeMap<Entry, (f64, Vec<f64>)>;
 
 fn note(
     found: &mut Found,
@@ -169,7 +171,7 @@ fn note(
 }
 
 fn choose(found: Found, percentile: f64) -> Vec<Suggestion> {
-    let mut list: Vec<((ServiceId, Option<OperationId>), (f64, Vec<f64>))> = found.into_iter().collect();
+    let mut list: Vec<(Entry, (f64, Vec<f64>))> = found.into_iter().collect();
     // The whole service first, then its operations by traffic.
     list.sort_by(|((service_a, op_a), (calls_a, _)), ((service_b, op_b), (calls_b, _))| {
         (service_a, op_a.is_some()).cmp(&(service_b, op_b.is_some())).then(calls_b.total_cmp(calls_a))

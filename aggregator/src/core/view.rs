@@ -1,6 +1,6 @@
 //! What the HTTP API answers, as JSON: times are Unix milliseconds (`_at_ms`), durations `_ms`, absent is null.
 
-use sage_causal::verdict::Verdict;
+use sage_causal::{ModelCard, ModelKind, verdict::Verdict};
 use sage_common::{
     ActionId, BootId, Generation, KnobKind, Micros, NodeId, OperationId, ServiceId, Slo, Term, Timestamp,
 };
@@ -11,7 +11,6 @@ use crate::core::{
     incident::{Incident, IncidentId, VerdictRecord},
     leader::Leader,
     oracle::Oracle,
-    proposal::{ModelCard, ModelKind},
     slo::{self, SloState},
     state::{ClusterWindow, State},
 };
@@ -508,7 +507,7 @@ pub struct ModelView {
     /// Age of the newest window the model has learnt from, seconds.
     pub data_age_s: f64,
     /// Windows learnt from.
-    pub windows: u64,
+    pub windows: usize,
     /// Error on held-out windows.
     pub held_out_error: Option<f64>,
     /// The same of the linear prior.
@@ -532,7 +531,7 @@ pub fn models(state: &State, now: Timestamp) -> Vec<ModelView> {
         held_out_error: card.held_out_error.filter(|error| error.is_finite()),
         linear_error: card.linear_error.filter(|error| error.is_finite()),
         kind: card.kind,
-        last_retrain_at_ms: at_ms(card.last_retrain_at),
+        last_retrain_at_ms: at_ms(card.last_retrain),
         reason: card.reason.clone(),
     };
     model.meta.cards.iter().map(view).collect()

@@ -247,17 +247,8 @@ impl<O: Oracle> Leader<O> {
 
     fn ranked(&self, incident: &Incident) -> Vec<Plan> {
         let (Some(record), Some(newest)) = (incident.newest(), self.state.history().back()) else { return Vec::new() };
-        let (slos, calls_min) = (self.state.slos(), self.rules.calls_min);
-        let is_healthy = |window: &&ClusterWindow| slo::is_healthy(slos, window, calls_min);
-        let healthy: Vec<&Observation> = self
-            .state
-            .history()
-            .iter()
-            .rev()
-            .filter(is_healthy)
-            .take(NORMAL_WINDOWS)
-            .map(|window| &*window.observation)
-            .collect();
+        let healthy: Vec<&Observation> =
+            self.healthy().rev().take(NORMAL_WINDOWS).map(|window| &*window.observation).collect();
         let fleet = Fleet { nodes: self.state.nodes(), newest: &newest.observation, healthy: &healthy };
         let hold_windows = self.rules.hold_windows;
         planner::candidates(&record.verdict, &fleet)

@@ -1,5 +1,8 @@
 //! When to train, and which model to use.
 
+use std::sync::Arc;
+
+use sage_causal::observation::Observation;
 use sage_common::{Generation, Timestamp};
 
 use super::{Leader, Output, TrainJob};
@@ -7,10 +10,15 @@ use crate::core::{
     oracle::Oracle,
     proposal::{ModelMeta, Proposal},
     slo,
+    state::ClusterWindow,
 };
 
 /// Closed windows to wait after a training that failed.
 const RETRY_WINDOWS: u64 = 10;
+/// Newest healthy windows on which two models are compared.
+const COMPARE_WINDOWS: usize = 30;
+/// Newest healthy windows that a training gets; the model's normals need no more.
+const TRAIN_WINDOWS: usize = 600;
 
 impl<O: Oracle> Leader<O> {
     /// Uses the model that the log says, from memory where this replica trained it.
@@ -36,25 +44,35 @@ impl<O: Oracle> Leader<O> {
 
     /// How many healthy windows there are to learn from.
     pub fn healthy_windows(&self) -> usize {
-        let calls_min = self.rules.calls_min;
-        let slos = self.state.slos();
-        self.state.history().iter().filter(|window| slo::is_healthy(slos, window, calls_min)).count()
+        self.healthy().count()
+    }
+
+    /// Healthy windows, oldest first.
+    pub(super) fn healthy(&self) -> impl DoubleEndedIterator<Item = &ClusterWindow> {
+        let (slos, calls_min) = (self.state.slos(), self.rules.calls_min);
+        self.state.history().iter().filter(move |window| slo::is_healthy(slos, window, calls_min))
+    }
+
+    fn newest_healthy(&self, most: usize) -> Vec<Arc<Observation>> {
+        let mut windows: Vec<Arc<Observation>> =
+            self.healthy().rev().take(most).map(|window| window.observation.clone()).collect();
+        windows.reverse();
+        windows
     }
 
     pub(super) fn train(&mut self, now: Timestamp) {
         if self.is_training || !self.is_training_due() {
             return;
         }
-        let (slos, calls_min) = (self.state.slos(), self.rules.calls_min);
-        let healthy = || self.state.history().iter().filter(|window| slo::is_healthy(slos, window, calls_min));
-        if healthy().count() < self.rules.windows_min {
+        if self.healthy_windows() < self.rules.windows_min {
             return;
         }
+        let newest = self.healthy().next_back().map(|window| window.arrived);
         let job = TrainJob {
             generation: self.next_generation(),
-            newest_window: healthy().map(|window| window.arrived).max().unwrap_or(now),
-            healthy: healthy().map(|window| window.observation.clone()).collect(),
-            slos: slos.to_vec(),
+            newest_window: newest.unwrap_or(now),
+            healthy: self.newest_healthy(TRAIN_WINDOWS),
+            slos: self.state.slos().to_vec(),
             previous: self.state.model().map(|model| model.bytes.clone()),
             at: now,
         };
@@ -85,7 +103,8 @@ impl<O: Oracle> Leader<O> {
         if self.term.is_none() || meta.generation != self.next_generation() {
             return;
         }
-        let is_better = self.oracle.as_ref().is_none_or(|(_, previous)| oracle.is_better_than(previous));
+        let recent = self.newest_healthy(COMPARE_WINDOWS);
+        let is_better = self.oracle.as_ref().is_none_or(|(_, previous)| oracle.is_better_than(previous, &recent));
         if !is_better {
             self.counters.models_rejected += 1;
             self.note(false, format!("generation {} is no better than the one in use", meta.generation));
