@@ -14,7 +14,7 @@ mod settings;
 pub use check::Request;
 pub use history::History;
 pub use loader::PolicyError;
-pub use offer::{CgroupState, LinkState, PolicyInputs};
+pub use offer::{CgroupState, LinkState, OFFERS_MAX, PolicyInputs};
 pub use pattern::Pattern;
 pub use settings::{BestEffortSettings, DefaultSettings, EgressSettings, LinkSettings, ServiceSettings, Settings};
 

@@ -62,9 +62,12 @@ pub struct Actuator<K> {
     undo: UndoLog,
     audit: Audit,
     drifts: u64,
+    refreshed: Micros,
     problem: Option<String>,
 }
 
+/// How often packet filters are brought in step with sockets: a new connection is held back a second late at most.
+const REFRESH_EVERY: Micros = Micros::from_secs(1);
 /// How often a knob is tried to be given back at shutdown before it is left to the next start, and the wait between.
 const CLOSE_ATTEMPTS: u32 = 5;
 const CLOSE_WAIT: Duration = Duration::from_millis(200);
@@ -89,7 +92,7 @@ impl<K: KernelInterface> Actuator<K> {
         kernel.set_egress_rules(policy.egress());
         let live = opened.saved.live.len();
         let table = LeaseTable::recover(policy, &boot, opened.saved, now);
-        let mut actuator = Self { table, kernel, undo, audit, drifts: 0, problem: None };
+        let mut actuator = Self { table, kernel, undo, audit, drifts: 0, refreshed: now, problem: None };
         if opened.damaged_lines > 0 {
             let text = format!("{} damaged undo records; a copy was kept beside the log", opened.damaged_lines);
             tracing::error!(text);
@@ -109,16 +112,11 @@ impl<K: KernelInterface> Actuator<K> {
         self.input(now, Input::Command(command))
     }
 
-    /// Ends what has run out, looks after what is held. Due at [`next_tick`](Self::next_tick), or each second.
+    /// Ends what has run out, looks after what is held. Due at [`next_tick`](Self::next_tick), and at least each second.
     pub fn tick(&mut self, now: Micros) -> Vec<CommandResult> {
         self.table.handle_timeout(now);
         let results = self.pump(now);
-        let held: Vec<Knob> = self.table.knobs_in_force().cloned().collect();
-        if !held.is_empty()
-            && let Err(error) = self.kernel.refresh(&held)
-        {
-            tracing::warn!(error = chain(&error), "packet filters could not be brought in step");
-        }
+        self.refresh(now);
         results
     }
 
@@ -223,6 +221,17 @@ impl<K: KernelInterface> Actuator<K> {
     /// The kernel it acts on.
     pub const fn kernel(&self) -> &K {
         &self.kernel
+    }
+
+    fn refresh(&mut self, now: Micros) {
+        if now.saturating_sub(self.refreshed) < REFRESH_EVERY {
+            return;
+        }
+        self.refreshed = now;
+        let held: Vec<Knob> = self.table.knobs_in_force().cloned().collect();
+        if let Err(error) = self.kernel.refresh(&held) {
+            tracing::warn!(error = chain(&error), "packet filters could not be brought in step");
+        }
     }
 
     fn input(&mut self, now: Micros, input: Input) -> Vec<CommandResult> {
@@ -330,3 +339,6 @@ fn machine_boot(proc_root: &Path) -> Result<String, ActuatorError> {
         Err(source) => Err(ActuatorError::Boot { path, source }),
     }
 }
+
+#[cfg(test)]
+mod tests;

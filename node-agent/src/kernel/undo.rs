@@ -365,29 +365,42 @@ mod tests {
             assert_eq!(damaged, 0, "cut at {cut}");
             assert_eq!(is_torn, cut > 0 && bytes[cut - 1] != b'\n', "cut at {cut}");
             let whole = bytes[..cut].iter().filter(|byte| **byte == b'\n').count();
-            let expected: Vec<_> = parse(&bytes).0.records().collect();
-            assert!(whole <= 7 && expected.len() <= 5, "{whole} lines");
             // Lines 1 and 2 are the empty head; then term, begin, brake, begin, end.
             assert_eq!(state.live.len(), [0, 0, 0, 0, 1, 1, 2, 1][whole], "cut at {cut}");
         }
     }
 
+    #[test]
+    fn a_flipped_byte_costs_its_own_record_and_is_seen() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let whole = filled(dir.path());
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            // A digit stays a digit, a letter a letter, so that the checksum alone can tell.
+            bytes[at] ^= 1;
+            let (state, damaged, is_torn) = parse(&bytes);
+            assert!(damaged > 0 || is_torn, "byte {at}");
+            assert!(state.live.len() <= 2, "byte {at}");
+            assert_eq!(state.term, Term(7), "byte {at}: the term is in every begin as well");
+        }
+    }
+
+    #[test]
+    fn a_damaged_log_is_kept_beside_the_salvaged_one() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut bytes = filled(dir.path());
+        bytes[20] ^= 1;
+        fs::write(dir.path().join("undo.log"), &bytes).expect("write");
+        let (_log, opened) = UndoLog::open(dir.path()).expect("open");
+        assert_eq!((opened.damaged_lines, opened.saved.live), (1, vec![undo(2, 7)]));
+        assert_eq!(fs::read(dir.path().join("undo.log.damaged")).expect("kept"), bytes);
+    }
+
     proptest! {
         #[test]
-        fn a_flipped_byte_costs_its_own_record_and_is_reported(at in 0_usize..10_000, flip in 1_u8..=255) {
-            let dir = tempfile::tempdir().expect("temporary directory");
-            let mut bytes = filled(dir.path());
-            let at = at % bytes.len();
-            bytes[at] ^= flip;
-            fs::write(dir.path().join("undo.log"), &bytes).expect("write");
-            let (_log, opened) = UndoLog::open(dir.path()).expect("open");
-            prop_assert!(opened.damaged_lines > 0 || opened.is_tail_torn);
-            // A record that is lost may be the begin of 2 or the end of 1, never more than two lines' worth.
-            prop_assert!(opened.saved.live.len() <= 2);
-            prop_assert_eq!(opened.saved.term, Term(7), "the term is in every begin as well");
-            if opened.damaged_lines > 0 {
-                prop_assert!(dir.path().join("undo.log.damaged").exists());
-            }
+        fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..512)) {
+            let (state, ..) = parse(&bytes);
+            prop_assert_eq!(state, State::default());
         }
     }
 
@@ -396,12 +409,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let (mut log, _) = UndoLog::open(dir.path()).expect("open");
         let mut largest = 0;
-        for action in 0..1_000 {
+        for action in 0..300 {
             log.begin(undo(action, 1)).expect("begin");
             log.end(ActionId(action), OVER).expect("end");
             largest = largest.max(fs::metadata(dir.path().join("undo.log")).expect("metadata").len());
         }
-        assert!(largest < 128 << 10, "{largest} bytes");
+        assert!(largest < 96 << 10, "{largest} bytes");
         drop(log);
         let (_log, opened) = UndoLog::open(dir.path()).expect("open");
         assert_eq!((opened.saved.live.len(), opened.saved.finished.len()), (0, FINISHED_MAX));

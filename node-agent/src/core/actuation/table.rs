@@ -149,7 +149,7 @@ impl LeaseTable {
         self.leases.values().filter_map(move |lease| lease.held(now))
     }
 
-    /// The egress knobs and others whose settings are in force.
+    /// The knobs whose settings are in force.
     pub fn knobs_in_force(&self) -> impl Iterator<Item = &Knob> {
         let in_force = |lease: &&Lease| matches!(lease.phase, Phase::Held { .. });
         self.leases.values().filter(in_force).map(|lease| &lease.undo.knob)
