@@ -50,6 +50,18 @@ fn pid(attributes: &[KeyValue]) -> Option<u32> {
     last.flatten().filter(|pid| *pid > 0)
 }
 
+fn reference_operation<'a>(attributes: &'a [KeyValue], name: &'a str) -> Cow<'a, str> {
+    let method = text(attributes, &["rpc.method"]);
+    let route = text(attributes, &["http.route", "url.template"]);
+    match (method, text(attributes, &["rpc.service"]), text(attributes, &["http.request.method", "http.method"])) {
+        (Some(method), Some(service), _) if !method.contains('/') => format!("{service}/{method}").into(),
+        (Some(method), _, _) => method.into(),
+        (None, _, Some(verb)) if route.is_some() => format!("{verb} {}", route.unwrap_or_default()).into(),
+        _ if route.is_some() => route.unwrap_or_default().into(),
+        _ => text(attributes, &["messaging.destination.name", "messaging.destination"]).unwrap_or(name).into(),
+    }
+}
+
 fn reference_span(resource: &[KeyValue], span: &OtlpSpan) -> Option<Span> {
     let trace: [u8; 16] = span.trace_id.clone().try_into().ok()?;
     let id = u64::from_be_bytes(span.span_id.clone().try_into().ok()?);
@@ -61,18 +73,7 @@ fn reference_span(resource: &[KeyValue], span: &OtlpSpan) -> Option<Span> {
         return None;
     }
     let attributes = &span.attributes;
-    let method = text(attributes, &["rpc.method"]);
-    let route = text(attributes, &["http.route", "url.template"]);
-    let operation: Cow<'_, str> =
-        match (method, text(attributes, &["rpc.service"]), text(attributes, &["http.request.method", "http.method"])) {
-            (Some(method), Some(service), _) if !method.contains('/') => format!("{service}/{method}").into(),
-            (Some(method), _, _) => method.into(),
-            (None, _, Some(verb)) if route.is_some() => format!("{verb} {}", route.unwrap_or_default()).into(),
-            _ if route.is_some() => route.unwrap_or_default().into(),
-            _ => {
-                text(attributes, &["messaging.destination.name", "messaging.destination"]).unwrap_or(&span.name).into()
-            }
-        };
+    let operation = reference_operation(attributes, &span.name);
     let side = match span.kind {
         2 | 5 => Side::Server,
         3 => Side::Client,

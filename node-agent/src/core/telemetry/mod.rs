@@ -42,12 +42,25 @@ pub use self::{
     pairing::{PENDING_MAX, TRACE_SPANS_MAX},
     registry::SERVICES_MAX,
     sample::STUBS_MAX,
-    skeleton::SIGNATURES_MAX,
+    skeleton::{SIGNATURES_MAX, SKELETONS_MAX},
     window::ENTRIES_MAX,
 };
 
 /// Windows open at once: the newest, and those whose lateness allowance runs. Longer allowances are cut to fit.
 pub const WINDOWS_OPEN_MAX: usize = 12;
+
+/// Latency series of a window at most, whatever the configuration says; see [`WINDOW_BYTES_MAX`].
+pub const SERIES_MAX: usize = 5_000;
+
+/// About how many bytes a window's latencies, entries, stubs and skeletons may take on the wire: three quarters of the
+/// longest message, which leaves the rest to usage.
+pub const WINDOW_BYTES_MAX: usize = 768 << 10;
+
+/// Of those, the bytes kept for stubs and skeletons when names are long and many.
+const SAMPLE_BYTES_MIN: usize = 128 << 10;
+
+/// Longest names of an entry operation, with what surrounds them.
+const ENTRY_NAME_BYTES: usize = 200;
 
 /// How long a client span waits for its server span to end: requests that take longer are not paired.
 const PATIENCE: Micros = Micros::from_secs(30);
@@ -147,7 +160,7 @@ impl Telemetry {
         Self {
             config: TelemetryConfig { window, lateness, ..config },
             windows,
-            registry: Registry::new(config.series_max),
+            registry: Registry::new(config.series_max.min(SERIES_MAX)),
             pairing,
             observed: Observed::default(),
             counters: TelemetryCounters::default(),
@@ -280,7 +293,12 @@ impl Telemetry {
 
     fn close(&mut self, mut window: OpenWindow) -> WindowLatencies {
         let Self { config, registry, pairing, .. } = self;
-        let mut sample = Sample::new(config.sample_traces, window.limit);
+        let entries = window.entries(registry);
+        let entry_bytes: usize = entries.iter().map(|entry| entry.v2.len() + ENTRY_NAME_BYTES).sum();
+        let series_bytes_max = WINDOW_BYTES_MAX.saturating_sub(SAMPLE_BYTES_MIN + entry_bytes);
+        let series_bytes = window.series_bytes(registry).min(series_bytes_max);
+        let sample_bytes = WINDOW_BYTES_MAX.saturating_sub(entry_bytes + series_bytes);
+        let mut sample = Sample::new(config.sample_traces, window.limit, sample_bytes);
         let scale = u64::MAX as f64 / (window.limit.0 as f64).max(1.0);
         let (seq, limit) = (window.seq, window.limit);
         let unfinished = pairing.close(seq, |span| {
@@ -299,10 +317,10 @@ impl Telemetry {
             start: window.start,
             length: self.config.window,
             is_partial: window.is_partial,
-            latencies: window.latencies(&self.registry),
+            latencies: window.latencies(&self.registry, series_bytes_max),
             stubs,
             skeletons,
-            entries: window.entries(&self.registry),
+            entries,
             intake: IntakeCounters {
                 spans: window.spans,
                 rejected_requests: window.rejected,

@@ -36,6 +36,17 @@ pub(super) struct Call {
     last_seen: u64,
 }
 
+impl Call {
+    /// Bytes of its names on the wire.
+    pub fn name_bytes(&self) -> usize {
+        let peer = match &self.name.peer {
+            Some(PeerHint::Service(name) | PeerHint::Address(name)) => name.as_str().len(),
+            None => 0,
+        };
+        self.service.as_str().len() + self.name.operation.as_str().len() + peer
+    }
+}
+
 /// What tells the calls of one service apart.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct CallName {

@@ -12,12 +12,18 @@ use sage_common::{Micros, Side, Skeleton, SpanId, Stub, TraceHash};
 
 use super::{
     pairing::{Child, Finished},
-    registry::{CallId, Registry},
+    registry::{Call, CallId, Registry},
     skeleton::Skeletons,
 };
 
-/// Stubs of one window: about 60 to 80 bytes each on the wire, which leaves half a megabyte for everything else.
-pub const STUBS_MAX: usize = 6_000;
+/// Stubs of one window: 512 traces of 16 spans. The bytes they take are bounded besides.
+pub const STUBS_MAX: usize = 8_192;
+
+/// Bytes of a stub on the wire without its names, at most: ids and times.
+const STUB_BYTES: usize = 48;
+
+/// Bytes of a skeleton, or of a call in it, without the names.
+const SHAPE_BYTES: usize = 8;
 
 /// Stubs and skeletons of one window, filled in the order of trace hashes.
 #[derive(Debug)]
@@ -28,19 +34,21 @@ pub(super) struct Sample {
     /// The largest hash that is still whole here.
     limit: TraceHash,
     is_full: bool,
+    bytes_left: usize,
     stubs: Vec<Stub>,
     skeletons: Skeletons,
 }
 
 impl Sample {
-    /// An empty sample of at most `traces_max` traces, none above `limit`.
-    pub fn new(traces_max: usize, limit: TraceHash) -> Self {
+    /// An empty sample of at most `traces_max` traces, none above `limit`, of about `bytes_max` bytes on the wire.
+    pub fn new(traces_max: usize, limit: TraceHash, bytes_max: usize) -> Self {
         Self {
             traces_max,
             traces: 0,
             last: None,
             limit,
             is_full: false,
+            bytes_left: bytes_max,
             stubs: Vec::new(),
             skeletons: Skeletons::default(),
         }
@@ -53,10 +61,15 @@ impl Sample {
         }
         self.stubs.extend(stub(span, registry));
         self.stubs.extend(span.children.iter().filter_map(|child| child_stub(span, child, registry)));
+        let calls = span.children.iter().map(|child| child.call);
+        self.charge(std::iter::once(span.call).chain(calls), STUB_BYTES, registry);
         if span.side == Side::Server {
             let waited: Vec<(CallId, _)> =
                 span.children.iter().filter(|child| child.is_sync).map(|child| (child.call, child.at)).collect();
-            self.skeletons.add(span.call, &waited);
+            if self.skeletons.add(span.call, &waited) {
+                let calls = waited.iter().map(|(call, _)| *call);
+                self.charge(std::iter::once(span.call).chain(calls), SHAPE_BYTES, registry);
+            }
         }
     }
 
@@ -66,9 +79,16 @@ impl Sample {
         (self.stubs, self.skeletons.finish(registry), share)
     }
 
+    fn charge(&mut self, calls: impl Iterator<Item = CallId>, each: usize, registry: &Registry) {
+        for call in calls {
+            let names = registry.get(call).map_or(0, Call::name_bytes);
+            self.bytes_left = self.bytes_left.saturating_sub(each + names);
+        }
+    }
+
     fn admits(&mut self, trace: TraceHash) -> bool {
         if self.last != Some(trace) && !self.is_full && trace <= self.limit {
-            if self.traces == self.traces_max || self.stubs.len() >= STUBS_MAX {
+            if self.traces == self.traces_max || self.stubs.len() >= STUBS_MAX || self.bytes_left == 0 {
                 self.is_full = true;
                 self.limit = self.last.unwrap_or_default();
             } else {

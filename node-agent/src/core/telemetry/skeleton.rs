@@ -15,6 +15,9 @@ use super::{
 /// Arrangements kept per operation, the most frequent first: the model draws from them, and rarer ones add nothing.
 pub const SIGNATURES_MAX: usize = 40;
 
+/// Arrangements of a whole window, the most frequent first.
+pub const SKELETONS_MAX: usize = 1_000;
+
 /// A span with more synchronous calls than this has no skeleton: it would cost more on the wire than it tells.
 const CALLS_MAX: usize = 128;
 
@@ -26,11 +29,14 @@ type Signature = Vec<Vec<Vec<CallId>>>;
 pub(super) struct Skeletons(BTreeMap<CallId, BTreeMap<Signature, u32>>);
 
 impl Skeletons {
-    /// Adds one server span of `call` with its synchronous calls, sorted by start.
-    pub fn add(&mut self, call: CallId, children: &[(CallId, Interval)]) {
-        if children.len() <= CALLS_MAX {
-            *self.0.entry(call).or_default().entry(signature(children)).or_default() += 1;
+    /// Adds one server span of `call` with its synchronous calls, sorted by start. Tells whether the arrangement is new.
+    pub fn add(&mut self, call: CallId, children: &[(CallId, Interval)]) -> bool {
+        if children.len() > CALLS_MAX {
+            return false;
         }
+        let count = self.0.entry(call).or_default().entry(signature(children)).or_default();
+        *count += 1;
+        *count == 1
     }
 
     /// The most frequent arrangements of every operation, ordered by name, then frequency.
@@ -47,6 +53,8 @@ impl Skeletons {
                 count,
             }));
         }
+        all.sort_by_key(|skeleton: &Skeleton| std::cmp::Reverse(skeleton.count));
+        all.truncate(SKELETONS_MAX);
         all.sort_by(|a, b| (&a.service, &a.operation).cmp(&(&b.service, &b.operation)));
         all
     }

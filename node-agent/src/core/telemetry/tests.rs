@@ -308,6 +308,76 @@ fn a_flood_sheds_whole_traces_and_keeps_the_counts() {
     assert_eq!(telemetry.pairing.limit(), TraceHash(u64::MAX), "open again");
 }
 
+/// Peak memory of this process in KiB. Tests run in processes of their own.
+#[expect(clippy::disallowed_methods, reason = "the test measures its own process")]
+fn peak_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("VmHWM");
+    line.split_whitespace().nth(1).expect("number").parse().expect("KiB")
+}
+
+#[test]
+fn memory_is_flat_under_any_rate_and_any_cardinality() {
+    let mut telemetry = telemetry();
+    let mut flood = |first: u64, millis: u64, window: u64| {
+        for n in first..first + 300_000 {
+            let trace = (n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let operation = OperationId::sanitized(&format!("op {}", n % 5_000));
+            let service = ServiceId::sanitized(&format!("svc{}", n % 40));
+            let side = if n % 2 == 0 { Side::Server } else { Side::Client };
+            let times = (millis, millis + 1 + n % 400);
+            let span = Span { operation, service, ..from_to(side, (trace, n + 1, n % 3), times) };
+            telemetry.handle_span(&span, at(millis + 500));
+        }
+        telemetry.handle_timeout(at(window)).expect("closed")
+    };
+    let before = peak_kib();
+    let first = flood(0, 1_000, 11_000);
+    let once = peak_kib() - before;
+    let second = flood(300_000, 11_100, 21_000);
+    let twice = peak_kib() - before;
+    assert!(once < 32 << 10 && twice < once + (4 << 10), "{once} KiB, then {twice} KiB");
+    assert!(first.latencies.len() <= 2000 + 3 * 40 && second.stubs.len() <= STUBS_MAX + TRACE_SPANS_MAX);
+}
+
+#[test]
+fn the_longest_names_and_most_calls_fit_into_one_message() {
+    let config = TelemetryConfig { series_max: 100_000, sample_traces: 100_000, ..TelemetryConfig::default() };
+    let mut telemetry = Telemetry::new(config, at(0));
+    for n in 0..60_000_u64 {
+        let trace = (n / 6 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let service = ServiceId::sanitized(&format!("{:060}", n % 60 / 6));
+        let operation = OperationId::sanitized(&format!("{:0120}", n % 6_000));
+        let spans = match n % 6 {
+            0 => server((trace, 1, 0), (100, 100 + n % 3_000)),
+            _ => client((trace, n + 2, 1), (101, 110 + n % 50), "x"),
+        };
+        let peer = spans.peer.is_some().then(|| PeerHint::Service(ServiceId::sanitized(&format!("{:063}", n % 9))));
+        telemetry.handle_span(&Span { service, operation, peer, ..spans }, at(5_000));
+    }
+    let window = telemetry.handle_timeout(at(11_000)).expect("closed");
+    let WindowLatencies { start, length, is_partial: _, latencies, stubs, skeletons, entries, intake, stub_share } =
+        window;
+    assert!(latencies.len() > 1_000 && stubs.len() > 300, "{} series, {} stubs", latencies.len(), stubs.len());
+    let window = sage_common::NodeWindow {
+        key: sage_common::WindowKey { node: "a".parse().expect("a name"), boot: sage_common::BootId(1), seq: 0 },
+        start,
+        length,
+        latencies,
+        usage: Vec::new(),
+        node_usage: Vec::new(),
+        stubs,
+        skeletons,
+        entries,
+        offers: Vec::new(),
+        intake,
+        stub_share,
+    };
+    sage_protocol::check::check_window(&window).expect("valid");
+    let bytes = sage_protocol::codec::encode(&window).expect("short enough").len();
+    assert!(bytes < WINDOW_BYTES_MAX + WINDOW_BYTES_MAX / 10, "{bytes}");
+}
+
 #[test]
 fn a_trace_without_end_does_not_crowd_out_the_others() {
     let mut telemetry = telemetry();

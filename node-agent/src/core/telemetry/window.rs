@@ -6,12 +6,15 @@ use sage_common::{EntryHistogram, LatencySeries, SeriesKind, Side, Span, SpanId,
 
 use super::{
     pairing::Finished,
-    registry::{CallId, Registry},
+    registry::{Call, CallId, Registry},
     series::Series,
 };
 
 /// Entry operations with a histogram of their own, 1 KB each on the wire: more than an application has objectives.
 pub const ENTRIES_MAX: usize = 32;
+
+/// Bytes of a series on the wire without its names: percentiles, counts, kind.
+const SERIES_BYTES: usize = 64;
 
 /// A window that spans may still fall into.
 #[derive(Debug)]
@@ -80,10 +83,31 @@ impl OpenWindow {
             .map(|((call, _), series)| (*call, series))
     }
 
-    /// All series, ordered by name.
-    pub fn latencies(&self, registry: &Registry) -> Vec<LatencySeries> {
+    /// About how many bytes its series take on the wire, self times included.
+    pub fn series_bytes(&self, registry: &Registry) -> usize {
+        let bytes = |(call, kind): &(CallId, SeriesKind)| {
+            let names = registry.get(*call).map_or(0, Call::name_bytes);
+            match kind {
+                SeriesKind::Server => 2 * (SERIES_BYTES + names),
+                SeriesKind::SelfTime => 0,
+                SeriesKind::Client => SERIES_BYTES + names,
+            }
+        };
+        self.series.keys().map(bytes).sum()
+    }
+
+    /// The series with the most calls that fit into `bytes_max` bytes, ordered by name.
+    pub fn latencies(&self, registry: &Registry, bytes_max: usize) -> Vec<LatencySeries> {
+        let mut ranked: Vec<(&(CallId, SeriesKind), &Series)> = self.series.iter().collect();
+        ranked.sort_by(|(_, a), (_, b)| b.calls.total_cmp(&a.calls)); // stable: ties keep the order of the map
+        let mut left = bytes_max;
+        let fits = |((call, _), _): &(&(CallId, SeriesKind), &Series)| {
+            let bytes = SERIES_BYTES + registry.get(*call).map_or(0, Call::name_bytes);
+            left.checked_sub(bytes).inspect(|rest| left = *rest).is_some()
+        };
+        let kept: Vec<_> = ranked.into_iter().take_while(fits).collect();
         let mut all: Vec<LatencySeries> =
-            self.series.iter().filter_map(|((call, kind), series)| latency(*call, *kind, series, registry)).collect();
+            kept.into_iter().filter_map(|((call, kind), series)| latency(*call, *kind, series, registry)).collect();
         all.sort_by(|a, b| {
             (&a.service, &a.operation, a.kind, &a.peer).cmp(&(&b.service, &b.operation, b.kind, &b.peer))
         });
