@@ -1,15 +1,19 @@
-//! `sage-bench`: applications from topology files, and load for them.
+//! `sage-bench`: applications from topology files, load for them, and the demo.
 
 mod commands;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sage_bench::app::process::TierArgs;
+use sage_bench::{
+    app::process::TierArgs,
+    demo::{self, DemoArgs},
+    hog::{self, Hog},
+};
 
 use crate::commands::{AppArgs, LoadArgs};
 
-/// Applications from topology files, and load for them
+/// Applications from topology files, load for them, and the demo
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
@@ -26,6 +30,11 @@ enum Command {
     Tier(TierArgs),
     /// Send requests at a rate that does not wait for answers
     Load(LoadArgs),
+    /// Learn a real application, break it, watch Sage name the culprit and repair the node
+    Demo(DemoArgs),
+    /// Take up a resource (started by `demo`)
+    #[command(hide = true, subcommand)]
+    Hog(Hog),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +42,8 @@ fn main() -> ExitCode {
         Command::App(args) => commands::app(args),
         Command::Tier(args) => sage_bench::app::process::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Load(args) => commands::load(&args),
+        Command::Demo(args) => demo::run(&args),
+        Command::Hog(hog) => hog::run(hog).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("sage-bench: {error:#}");

@@ -266,5 +266,5 @@ fn disk(service: &Service, spec: &TierSpec) -> Result<Option<Arc<Disk>>> {
     Ok(Some(Arc::new(disk)))
 }
 
-/// No device syncs a block faster; a file system in memory does.
+/// No device gives or syncs a block faster; a file system in memory does.
 const IN_MEMORY_US: f64 = 10.0;

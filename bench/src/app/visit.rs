@@ -123,8 +123,8 @@ impl Visit {
             let blocks = disk.blocks(shares.disk_us, chance);
             if blocks > 0 {
                 let disk = disk.clone();
-                // A write that fails costs what it costs; the block's content means nothing.
-                self.client.blocking(move || (0..blocks).for_each(|_| drop(disk.write_block()))).await;
+                // A block that fails costs what it costs; its content means nothing.
+                self.client.blocking(move || (0..blocks).for_each(|_| drop(disk.use_block()))).await;
             }
         }
     }

@@ -2,15 +2,15 @@
 //!
 //! CPU: spins until the thread has *used* the time, so that whoever competes for the core stretches it. Memory: a fixed
 //! number of cache lines of a buffer larger than a level-2 cache, as many as an idle machine reads in that time; a
-//! competitor for cache or bandwidth stretches it. Disk: that many synced writes of one block. Network: bytes in the
-//! answer.
+//! competitor for cache or bandwidth stretches it. Disk: as many blocks from the device, past the page cache.
+//! Network: bytes in the answer.
 #![expect(clippy::disallowed_methods, reason = "disk work writes a file, and its cost is measured")]
 
 use std::{
     fs::{self, File},
     hint::black_box,
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
     sync::{
         OnceLock,
@@ -19,7 +19,10 @@ use std::{
     time::Instant,
 };
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::{
+    fs::OFlags,
+    time::{ClockId, clock_gettime},
+};
 
 use crate::topology::Sensitivity;
 
@@ -144,16 +147,19 @@ impl Default for Memory {
     }
 }
 
-/// A file that is written and synced block by block, and what one block costs when nobody competes.
+/// A file that is used block by block, and what one block costs when nobody competes.
+///
+/// Blocks are read past the page cache. Where the file system cannot do that, they are written and synced instead.
 #[derive(Debug)]
 pub struct Disk {
     file: File,
+    is_direct: bool,
     cursor: AtomicUsize,
     block_us: f64,
 }
 
-const BLOCK: [u8; 4096] = [0x5A; 4096];
-/// 2 MiB, written once at start: later writes change no metadata.
+const BLOCK_LEN: usize = 4_096;
+/// 2 MiB, written once at start.
 const BLOCKS: usize = 512;
 /// The faster quartile counts, as for memory.
 const DISK_TRIALS: usize = 33;
@@ -161,25 +167,27 @@ const DISK_TRIALS: usize = 33;
 const BLOCKS_MAX: u32 = 64;
 
 impl Disk {
-    /// Makes the file in `dir` (it has no name there for long) and measures it; takes some tens of synced writes.
+    /// Makes the file in `dir` (it has no name there for long) and measures it; takes some tens of blocks.
     ///
     /// # Errors
     ///
-    /// When the file cannot be made or written.
+    /// When the file cannot be made or used.
     pub fn new(dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
         let path = dir.join(format!("sage-bench-{}.dat", std::process::id()));
         let file = File::options().create(true).truncate(true).read(true).write(true).open(&path)?;
+        let direct = File::options().read(true).custom_flags(OFlags::DIRECT.bits().cast_signed()).open(&path);
         fs::remove_file(&path)?;
-        for block in 0..BLOCKS {
-            file.write_all_at(&BLOCK, (block * BLOCK.len()) as u64)?;
-        }
+        file.write_all_at(&vec![0x5A; BLOCKS * BLOCK_LEN], 0)?;
         file.sync_all()?;
-        let mut disk = Self { file, cursor: AtomicUsize::new(0), block_us: 1.0 };
+        let mut disk = Self { file, is_direct: false, cursor: AtomicUsize::new(0), block_us: 1.0 };
+        if let Ok(direct) = direct.and_then(|direct| read_block(&direct, 0).map(|()| direct)) {
+            (disk.file, disk.is_direct) = (direct, true);
+        }
         let mut trials = [0.0; DISK_TRIALS];
         for trial in &mut trials {
             let before = Instant::now();
-            disk.write_block()?;
+            disk.use_block()?;
             *trial = before.elapsed().as_secs_f64() * 1e6;
         }
         trials.sort_by(f64::total_cmp);
@@ -187,7 +195,7 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Microseconds of one synced block when nobody competes.
+    /// Microseconds of one block when nobody competes.
     pub fn block_us(&self) -> f64 {
         self.block_us
     }
@@ -199,16 +207,27 @@ impl Disk {
         (whole as u32).saturating_add(u32::from(chance < exact - whole)).min(BLOCKS_MAX)
     }
 
-    /// Writes and syncs one block.
+    /// Reads one block from the device, or writes and syncs one.
     ///
     /// # Errors
     ///
     /// As the file.
-    pub fn write_block(&self) -> io::Result<()> {
+    pub fn use_block(&self) -> io::Result<()> {
         let block = self.cursor.fetch_add(1, Ordering::Relaxed).wrapping_mul(STRIDE) % BLOCKS;
-        self.file.write_all_at(&BLOCK, (block * BLOCK.len()) as u64)?;
+        let offset = (block * BLOCK_LEN) as u64;
+        if self.is_direct {
+            return read_block(&self.file, offset);
+        }
+        self.file.write_all_at(&[0x5A; BLOCK_LEN], offset)?;
         self.file.sync_data()
     }
+}
+
+/// Reads past the page cache need memory that is aligned as blocks are.
+fn read_block(file: &File, offset: u64) -> io::Result<()> {
+    let mut buffer = [0; 2 * BLOCK_LEN];
+    let start = buffer.as_ptr().align_offset(BLOCK_LEN).min(BLOCK_LEN);
+    file.read_exact_at(&mut buffer[start..start + BLOCK_LEN], offset)
 }
 
 #[cfg(test)]
@@ -247,6 +266,6 @@ mod tests {
         assert_eq!(disk.blocks(disk.block_us() * 2.5, 0.49), 3);
         assert_eq!(disk.blocks(disk.block_us() * 2.5, 0.51), 2);
         assert_eq!(disk.blocks(f64::MAX, 0.0), BLOCKS_MAX);
-        disk.write_block().unwrap();
+        disk.use_block().unwrap();
     }
 }

@@ -42,7 +42,7 @@ impl Network {
         }
         let hub = network.hub();
         run(&format!("ip -n {hub} link add br0 type bridge"))?;
-        run(&format!("ip -n {hub} addr add {}/24 dev br0", HUB))?;
+        run(&format!("ip -n {hub} addr add {HUB}/24 dev br0"))?;
         run(&format!("ip -n {hub} link set br0 up"))?;
         for (index, node) in layout.nodes.iter().enumerate() {
             network.wire(index, &node.name, &node.ip.to_string())?;

@@ -230,7 +230,7 @@ impl Stage {
             FaultKind::Disk => drop(self.hog(&node, &["disk", "--dir", &dir])?),
             FaultKind::Threads => self.command(&node, &fault.service, "threads 1")?,
             FaultKind::Slow => {
-                self.command(&node, &fault.service, &format!("slow_ms {:.0}", target_ms * SLOW_TARGETS))?
+                self.command(&node, &fault.service, &format!("slow_ms {:.0}", target_ms * SLOW_TARGETS))?;
             }
         }
         Ok(())
