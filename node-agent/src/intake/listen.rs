@@ -30,6 +30,9 @@ const WINDOW_BYTES: u32 = 64 << 10;
 /// How often a silent HTTP/2 peer is asked whether it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
+/// How long running requests may take once the agent ends: exporters resend what was not answered.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Pause after a failed accept: out of file descriptors, for one, does not mend at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -54,13 +57,17 @@ pub(super) async fn serve(listener: TcpListener, router: Router, cancel: Cancell
         }
     }
     connections.close();
-    // A request takes at most the receive timeout; a process that ends does not wait longer than that.
-    if tokio::time::timeout(Duration::from_secs(2), connections.wait()).await.is_err() {
+    if tokio::time::timeout(CLOSE_TIMEOUT, connections.wait()).await.is_err() {
         debug!(open = connections.len(), "connections still open at the end");
     }
 }
 
 async fn connection(stream: TcpStream, router: Router, cancel: CancellationToken) {
+    // Until the first byte no protocol is chosen, and so no protocol's timer runs.
+    let first = tokio::time::timeout(HEAD_TIMEOUT, stream.readable());
+    if !matches!(until(&cancel, first).await, Some(Ok(Ok(())))) {
+        return;
+    }
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
     builder

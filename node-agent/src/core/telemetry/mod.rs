@@ -106,7 +106,8 @@ pub struct WindowLatencies {
     pub entries: Vec<EntryHistogram>,
     /// What was taken and dropped.
     pub intake: IntakeCounters,
-    /// Share of all traces that the stubs hold; see [`sample`].
+    /// Share of all traces that the stubs hold, 1 when nothing was sampled away: every trace whose hash is at most this
+    /// share of the largest hash is complete here. Busier nodes have smaller shares, and keep a part of the same traces.
     pub stub_share: f32,
 }
 
