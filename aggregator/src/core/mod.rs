@@ -29,6 +29,8 @@ pub mod rules;
 pub mod sequences;
 pub mod slo;
 pub mod state;
+#[cfg(test)]
+mod testing;
 pub mod view;
 
 pub use action::{Action, ActionChange, ActionState, Ending};

@@ -16,6 +16,8 @@
 mod commands;
 mod decide;
 mod intake;
+#[cfg(test)]
+mod tests;
 mod training;
 
 use std::{
