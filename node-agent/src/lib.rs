@@ -3,8 +3,10 @@
 //! Pure floors: [`core`], [`parse`] and [`policy`]. Drivers: [`driver`], [`intake`] and [`kernel`]; [`cli`] is the
 //! operator's side of the Unix socket.
 
+pub mod cli;
 pub mod config;
 pub mod core;
+pub mod driver;
 pub mod intake;
 pub mod kernel;
 pub mod parse;

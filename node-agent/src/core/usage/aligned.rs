@@ -26,6 +26,11 @@ impl UsageWindows {
         Self { length, period, tracker: UsageTracker::default(), current: None, closed: BTreeMap::new() }
     }
 
+    /// Length of a window.
+    pub const fn length(&self) -> Micros {
+        self.length
+    }
+
     /// Takes a sweep made at `wall`. It tells of the period before, so it belongs to the window in which the middle of
     /// that period lies.
     pub fn handle_sweep(&mut self, wall: Timestamp, sweep: &Sweep) {

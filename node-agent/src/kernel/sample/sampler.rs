@@ -104,6 +104,12 @@ impl Sampler {
         self.hints.note(service, hint);
     }
 
+    /// Replaces the patterns of best-effort cgroups.
+    pub fn watch_patterns(&mut self, watched: Vec<Glob>) {
+        self.watched = watched;
+        self.until_walk = 0;
+    }
+
     /// What is not seen, and why.
     pub const fn problems(&self) -> &BTreeSet<Problem> {
         &self.problems
@@ -300,12 +306,7 @@ fn join_connections(by_pid: &BTreeMap<u32, Vec<Connection>>, pids: &[u32]) -> Op
 }
 
 /// The cgroup of a process, `Some(None)` for the root; `None` when the process is gone.
-fn cgroup_of(
-    proc_root: &Path,
-    pid: u32,
-    hierarchy: &Hierarchy,
-    buffer: &mut Vec<u8>,
-) -> Option<Option<CgroupPath>> {
+fn cgroup_of(proc_root: &Path, pid: u32, hierarchy: &Hierarchy, buffer: &mut Vec<u8>) -> Option<Option<CgroupPath>> {
     let text = read_once(&proc_root.join(pid.to_string()).join("cgroup"), buffer)?;
     let path = text::process_cgroup(text, hierarchy.main_controller());
     Some(path.and_then(|path| CgroupPath::try_from(path.to_owned()).ok()))
