@@ -10,6 +10,8 @@ use std::{
 
 const STATUS: &str = include_str!("canned/status.json");
 const INCIDENT: &str = include_str!("canned/incident.json");
+const UNKNOWN: &str = include_str!("canned/unknown.json");
+const UNDIAGNOSED: &str = include_str!("canned/undiagnosed.json");
 const ACTIONS: &str = include_str!("canned/actions.json");
 const GRAPH: &str = include_str!("canned/graph.json");
 const SUGGEST: &str = include_str!("canned/suggest.json");
@@ -27,6 +29,8 @@ impl Canned {
             ("GET /api/v1/status", STATUS),
             ("GET /api/v1/incidents", &incidents),
             ("GET /api/v1/incidents/7", INCIDENT),
+            ("GET /api/v1/incidents/8", UNKNOWN),
+            ("GET /api/v1/incidents/9", UNDIAGNOSED),
             ("GET /api/v1/actions", ACTIONS),
             ("GET /api/v1/graph", GRAPH),
             ("GET /api/v1/slo/suggest?percentile=99", SUGGEST),
@@ -157,6 +161,24 @@ fn explain_tells_the_whole_chain_in_plain_words() {
     }
     let geo = text.find("  geo ").expect("first candidate");
     assert!(geo < text.find("  rate ").expect("second candidate"), "best first:\n{text}");
+}
+
+#[test]
+fn explain_says_plainly_when_nothing_is_known() {
+    let server = Canned::start();
+    for (id, pieces) in [
+        ("8", ["No cause could be named", "no traces of this operation arrived", "Nothing was changed on any node."]),
+        ("9", ["objective gone (since removed)", "Not diagnosed yet", "no cause has been named yet"]),
+    ] {
+        let output = server.run(&["explain", id]);
+        let text = text(&output);
+        assert!(output.status.success(), "{}", complaint(&output));
+        assert_fits(&text);
+        let flat = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for piece in pieces {
+            assert!(flat.contains(piece), "{piece:?} is not in\n{text}");
+        }
+    }
 }
 
 #[test]

@@ -31,14 +31,14 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     clock::Clock,
-    owner::{Owner, Parts, REVOKE_MAX, TrainedModel},
+    owner::{Owner, Parts, REVOKE_MAX},
     welcome::Welcome,
 };
 use crate::{
     config::{Config, PlannerMode},
-    core::{Leader, Oracle, Replica, ReplicaError, ReplicaEvent, Rules, State, TrainJob, view::Identity},
+    core::{Leader, Replica, ReplicaError, ReplicaEvent, Rules, State, TrainJob, view::Identity},
     http::{self, Ask, Asker},
-    model::{self, CausalOracle, NewModel},
+    model::{self, GuardedModel, NewModel},
     replica::{LockError, OpenError, SingleReplica, StateDir},
     trainer::{Trained, Trainer},
 };
@@ -130,17 +130,17 @@ pub async fn run(config: Config) -> Result<(), DriverError> {
 }
 
 /// Everything that reaches the owner.
-struct Inputs<O> {
+struct Inputs {
     events: mpsc::Receiver<ListenerEvent>,
     log: mpsc::UnboundedReceiver<ReplicaEvent>,
-    models: mpsc::Receiver<TrainedModel<O>>,
+    models: mpsc::Receiver<Trained<NewModel>>,
     asks: mpsc::Receiver<Ask>,
     higher: mpsc::Receiver<Term>,
 }
 
-async fn serve<O: Oracle>(
-    owner: &mut Owner<O>,
-    inputs: &mut Inputs<O>,
+async fn serve(
+    owner: &mut Owner<GuardedModel>,
+    inputs: &mut Inputs,
     cancel: &CancellationToken,
 ) -> Result<(), DriverError> {
     let mut watchdog = watchdog();
@@ -157,7 +157,7 @@ async fn serve<O: Oracle>(
 }
 
 /// Waits for one thing and takes it in. May be dropped at any await: nothing is taken before it is handled.
-async fn take_one<O: Oracle>(owner: &mut Owner<O>, inputs: &mut Inputs<O>) -> Result<(), DriverError> {
+async fn take_one(owner: &mut Owner<GuardedModel>, inputs: &mut Inputs) -> Result<(), DriverError> {
     let Inputs { events, log, models, asks, higher } = inputs;
     let clock = owner.clock();
     let deadline = owner.leader().poll_timeout();
@@ -179,7 +179,7 @@ async fn take_one<O: Oracle>(owner: &mut Owner<O>, inputs: &mut Inputs<O>) -> Re
 }
 
 /// Revokes everything in force and waits, not for long, until the nodes say that it is done.
-async fn give_back<O: Oracle>(owner: &mut Owner<O>, inputs: &mut Inputs<O>) -> Result<(), DriverError> {
+async fn give_back(owner: &mut Owner<GuardedModel>, inputs: &mut Inputs) -> Result<(), DriverError> {
     owner.begin_close();
     let clock = owner.clock();
     let deadline = clock.now() + REVOKE_MAX;
@@ -232,16 +232,15 @@ async fn serve_http(config: &Config, cancel: &CancellationToken) -> Result<mpsc:
     Ok(asks)
 }
 
-fn start_trainer() -> Result<(Trainer<TrainJob>, mpsc::Receiver<TrainedModel<CausalOracle>>), DriverError> {
+fn start_trainer() -> Result<(Trainer<TrainJob>, mpsc::Receiver<Trained<NewModel>>), DriverError> {
     // One job at a time, and the owner takes its result before it asks for another.
     let (done, models) = mpsc::channel(1);
-    let work = |job| model::train(job).map(|NewModel { oracle, bytes, meta }| (oracle, bytes, meta));
-    let tell = move |trained: Trained<_>| {
+    let tell = move |trained: Trained<NewModel>| {
         // Nobody listens any more when the process ends.
         let _ = done.blocking_send(trained);
     };
-    let trainer =
-        Trainer::start(work, tell).map_err(|source| DriverError::Start { what: "the training thread", source })?;
+    let trainer = Trainer::start(model::train, tell)
+        .map_err(|source| DriverError::Start { what: "the training thread", source })?;
     Ok((trainer, models))
 }
 

@@ -16,20 +16,15 @@ use super::{
     welcome::Welcome,
 };
 use crate::{
-    core::{
-        Input, Leader, ModelMeta, Oracle, Output, Proposal, Replica, ReplicaError, ReplicaEvent, TrainJob,
-        view::Identity,
-    },
+    core::{Input, Leader, Oracle, Output, Proposal, Replica, ReplicaError, ReplicaEvent, TrainJob, view::Identity},
     http::{Ask, Refusal, metrics::CallTotals},
+    model::{GuardedModel, NewModel},
     replica::{Health, SingleReplica},
     trainer::{Trained, Trainer},
 };
 
 /// Entries that are not durable yet, above which windows are left at the agents, which send them again.
 const PENDING_BYTES_MAX: usize = 64 << 20;
-
-/// What a training hands to the owner: the model, its bytes, and its card with the times still zero.
-pub(super) type TrainedModel<O> = Trained<(O, Vec<u8>, ModelMeta)>;
 
 /// What the owner works with.
 pub(super) struct Parts {
@@ -199,19 +194,6 @@ impl<O: Oracle> Owner<O> {
         tokio::task::block_in_place(|| parts.replica.compact(leader.state())).map_err(log_failed)
     }
 
-    /// A training has ended.
-    pub(super) fn take_model(&mut self, trained: TrainedModel<O>) -> Result<(), DriverError> {
-        let Trained { result, seconds } = trained;
-        self.step(match result {
-            Ok((oracle, bytes, meta)) => Input::Trained {
-                oracle,
-                bytes,
-                meta: ModelMeta { trained_at: self.now(), train_seconds: seconds, ..meta },
-            },
-            Err(reason) => Input::TrainingFailed(reason),
-        })
-    }
-
     /// Somebody asks, or orders.
     pub(super) fn take_ask(&mut self, ask: Ask) -> Result<(), DriverError> {
         let Ask { question, reply } = ask;
@@ -310,6 +292,20 @@ impl<O: Oracle> Owner<O> {
 
 fn log_failed(error: ReplicaError) -> DriverError {
     DriverError::LogWrite(error)
+}
+
+impl Owner<GuardedModel> {
+    /// A training has ended.
+    pub(super) fn take_model(&mut self, trained: Trained<NewModel>) -> Result<(), DriverError> {
+        let Trained { result, seconds } = trained;
+        self.step(match result {
+            Ok(new) => {
+                let meta = new.meta(seconds, self.now());
+                Input::Trained { oracle: new.oracle, bytes: new.bytes, meta }
+            }
+            Err(reason) => Input::TrainingFailed(reason),
+        })
+    }
 }
 
 /// The time that closing waits for nodes to give their settings back. What they do not, their leases do.

@@ -262,3 +262,50 @@ fn problem(status: StatusCode, text: &str) -> Response {
     let body = json!({ "error": text }).to_string();
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_owner_that_is_gone_or_stuck_is_said_to_be_busy() {
+        let (asker, asks) = Asker::new();
+        let stuck: Vec<_> = (0..QUESTIONS_MAX).map(|_| tokio::spawn(asked(asker.clone()))).collect();
+        while asks.len() < QUESTIONS_MAX {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(asked(asker.clone()).await, StatusCode::SERVICE_UNAVAILABLE, "the queue is full");
+        drop(asks);
+        for waiting in stuck {
+            assert_eq!(waiting.await.expect("no panic"), StatusCode::SERVICE_UNAVAILABLE, "the owner is gone");
+        }
+    }
+
+    async fn asked(asker: Asker) -> StatusCode {
+        json_answer(&asker, Question::Status).await.status()
+    }
+
+    #[tokio::test]
+    async fn answers_and_refusals_of_the_owner_reach_the_client() {
+        let (asker, mut asks) = Asker::new();
+        tokio::spawn(async move {
+            while let Some(Ask { question, reply }) = asks.recv().await {
+                let answer = match question {
+                    Question::Status => Ok("{}".to_owned()),
+                    Question::Freeze => Err(Refusal::Unavailable("not leading".into())),
+                    Question::Incident(_) => Err(Refusal::NotFound("none".into())),
+                    _ => Err(Refusal::Conflict("no".into())),
+                };
+                reply.send(answer).expect("the client waits");
+            }
+        });
+        for (question, status) in [
+            (Question::Status, StatusCode::OK),
+            (Question::Freeze, StatusCode::SERVICE_UNAVAILABLE),
+            (Question::Incident(3), StatusCode::NOT_FOUND),
+            (Question::Approve(ActionId(1)), StatusCode::CONFLICT),
+        ] {
+            assert_eq!(json_answer(&asker, question).await.status(), status);
+        }
+    }
+}

@@ -41,7 +41,7 @@ const BATCH_BYTES_MAX: usize = 8 << 20;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Below this a log is never worth a snapshot.
-const LOG_BYTES_MIN: u64 = 8 << 20;
+const LOG_BYTES_MIN: u64 = 4 << 20;
 
 /// Why the log cannot be opened.
 #[derive(Debug, Error)]
