@@ -1,10 +1,13 @@
 //! Files of one cgroup, opened so that no path can lead out of its hierarchy.
+#![expect(clippy::disallowed_methods, reason = "driver: waits for the kernel")]
 
 use std::{
     fs::File,
     io::{self, Read, Write},
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
 use rustix::{
@@ -14,6 +17,9 @@ use rustix::{
 use sage_common::CgroupPath;
 
 use crate::kernel::KernelError;
+
+/// Far longer than the kernel needs to take away a cgroup's files.
+const REMOVAL_WAIT: Duration = Duration::from_millis(1);
 
 /// One cgroup in one hierarchy. It stays the same cgroup even if another takes its name.
 #[derive(Debug)]
@@ -83,9 +89,15 @@ impl Dir {
         }
     }
 
-    /// Whether the cgroup went away after it was opened: its directory then has no links left.
+    /// Whether the cgroup went away after it was opened: then it has no files at all. The kernel takes them away one by
+    /// one, so that one more look is needed before a missing file is called missing.
     fn is_removed(&self) -> bool {
-        rustix::fs::openat2(&self.fd, "cgroup.procs", OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), beneath()).is_err()
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let is_empty = || rustix::fs::openat2(&self.fd, "cgroup.procs", flags, Mode::empty(), beneath()).is_err();
+        is_empty() || {
+            thread::sleep(REMOVAL_WAIT);
+            is_empty()
+        }
     }
 
     fn not_enabled(&self, name: &str) -> KernelError {
