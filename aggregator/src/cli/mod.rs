@@ -104,7 +104,7 @@ enum SloCommand {
     },
     /// Add objectives, or replace those of the same name.
     Set {
-        /// NAME of a suggestion, or NAME:SERVICE[:OPERATION]:pP<DURATION, e.g. 'shop:frontend:p99<50ms'.
+        /// `NAME` of a suggestion, or `NAME:SERVICE[:OPERATION]:pP<DURATION`, e.g. `shop:frontend:p99<50ms` (in quotes).
         #[arg(required = true, value_name = "SPEC")]
         specs: Vec<Spec>,
         /// The percentile that suggestions are taken for.

@@ -16,7 +16,10 @@ use super::{
     welcome::Welcome,
 };
 use crate::{
-    core::{Input, Leader, Oracle, Output, Proposal, Replica, ReplicaError, ReplicaEvent, TrainJob, view::Identity},
+    core::{
+        Input, Leader, OperatorRequest, Oracle, Output, Proposal, Replica, ReplicaError, ReplicaEvent, TrainJob,
+        view::Identity,
+    },
     http::{Ask, Refusal, metrics::CallTotals},
     model::{GuardedModel, NewModel},
     replica::{Health, SingleReplica},
@@ -203,7 +206,10 @@ impl<O: Oracle> Owner<O> {
                 let _ = reply.send(answer);
             }
             Answer::After(request) => {
-                if let Some(trouble) = self.trouble() {
+                if let Some(mut trouble) = self.trouble() {
+                    if request == OperatorRequest::Freeze {
+                        trouble += "; until then freeze the nodes themselves: sage-agent freeze";
+                    }
                     let _ = reply.send(Err(Refusal::Unavailable(trouble)));
                     return Ok(());
                 }
