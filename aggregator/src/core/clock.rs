@@ -106,3 +106,86 @@ fn shifted(start: Timestamp, by: i64) -> Timestamp {
     let by_abs = Micros::new(by.unsigned_abs());
     if by < 0 { start - by_abs } else { start + by_abs }
 }
+
+#[cfg(test)]
+mod tests {
+    use sage_common::{BootId, IntakeCounters, WindowKey};
+
+    use super::*;
+
+    const LENGTH: Micros = Micros::from_secs(10);
+    const HOUR: u64 = 360;
+
+    fn window(node: &str, start: Timestamp) -> NodeWindow {
+        NodeWindow {
+            key: WindowKey { node: NodeId::sanitized(node), boot: BootId(1), seq: 0 },
+            start,
+            length: LENGTH,
+            latencies: Vec::new(),
+            usage: Vec::new(),
+            node_usage: Vec::new(),
+            stubs: Vec::new(),
+            skeletons: Vec::new(),
+            entries: Vec::new(),
+            offers: Vec::new(),
+            intake: IntakeCounters::default(),
+            stub_share: 1.0,
+        }
+    }
+
+    fn at(window: u64) -> Timestamp {
+        Timestamp::from_micros(1_700_000_000_000_000).aligned(LENGTH) + LENGTH.saturating_mul(window)
+    }
+
+    /// Windows `from..to` of a node whose clock is `behind` windows behind; where they are put, in windows.
+    fn live(clock: &mut FleetClock, node: &str, range: std::ops::Range<u64>, behind: i64) -> Vec<i64> {
+        let place = |number: u64| {
+            let start = shifted(at(number), -behind * signed(LENGTH.get()));
+            let placed = clock.place(&window(node, start), at(number + 1) + Micros::from_secs(1));
+            (signed(placed.as_micros()) - signed(at(0).as_micros())) / signed(LENGTH.get())
+        };
+        range.map(place).collect()
+    }
+
+    #[test]
+    fn a_clock_behind_is_believed_from_the_second_window_on() {
+        let mut clock = FleetClock::new(LENGTH, Micros::from_secs(2));
+        assert_eq!(live(&mut clock, "a", 0..3, 0), [0, 1, 2]);
+        assert_eq!(live(&mut clock, "b", 0..4, HOUR as i64), [-360, 1, 2, 3]);
+        assert_eq!(clock.shifted().collect::<Vec<_>>(), [(&NodeId::sanitized("b"), 360)]);
+        assert_eq!(live(&mut clock, "b", 4..7, 0), [4, 5, 6], "set right again");
+        assert_eq!(clock.shifted().count(), 0);
+    }
+
+    #[test]
+    fn a_window_from_the_future_is_put_right_at_once() {
+        let mut clock = FleetClock::new(LENGTH, Micros::from_secs(2));
+        assert_eq!(live(&mut clock, "b", 0..3, -(HOUR as i64)), [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_spool_drained_in_a_burst_keeps_its_starts() {
+        let mut clock = FleetClock::new(LENGTH, Micros::from_secs(2));
+        live(&mut clock, "a", 0..3, 0);
+        let now = at(100);
+        for number in 3..99 {
+            assert_eq!(clock.place(&window("a", at(number)), now), at(number));
+        }
+        assert_eq!(clock.place(&window("a", at(100)), at(101)), at(100));
+        assert_eq!(clock.shifted().count(), 0);
+    }
+
+    #[test]
+    fn when_all_others_agree_it_is_this_machines_clock_that_is_off() {
+        let mut clock = FleetClock::new(LENGTH, Micros::from_secs(2));
+        for node in ["a", "b", "c"] {
+            live(&mut clock, node, 0..2, HOUR as i64);
+        }
+        for node in ["a", "b", "c"] {
+            let behind = live(&mut clock, node, 2..8, HOUR as i64);
+            assert!(behind.is_sorted() && behind.len() == 6, "{behind:?}");
+        }
+        let placed: Vec<i64> = ["a", "b", "c"].map(|node| live(&mut clock, node, 8..9, HOUR as i64)[0]).to_vec();
+        assert!(placed.iter().all(|one| *one == placed[0]), "together all the same: {placed:?}");
+    }
+}

@@ -18,6 +18,8 @@ pub enum HistogramError {
 const HEADER: usize = 40;
 /// Agents send 2; with 3, one histogram takes 0.4 MB at most.
 const DIGITS_MAX: u32 = 3;
+/// Calls in one window, far above what one machine can serve; sums of such counts cannot overflow.
+const COUNT_MAX: u64 = 1 << 40;
 /// A payload never holds this run: it would be a count of -2^63.
 const IMPOSSIBLE: [u8; 9] = [0xff; 9];
 
@@ -35,7 +37,9 @@ pub fn decode(v2: &[u8]) -> Result<Histogram<u64>, HistogramError> {
     if v2[HEADER..].windows(IMPOSSIBLE.len()).any(|run| run == IMPOSSIBLE) {
         return Err(HistogramError::Format);
     }
-    Deserializer::new().deserialize(&mut &v2[..]).map_err(|_| HistogramError::Format)
+    let histogram: Histogram<u64> =
+        Deserializer::new().deserialize(&mut &v2[..]).map_err(|_| HistogramError::Format)?;
+    if histogram.len() > COUNT_MAX { Err(HistogramError::Shape) } else { Ok(histogram) }
 }
 
 /// The sum of histograms, of any bounds, at 2 significant digits.
@@ -105,6 +109,17 @@ pub(crate) mod tests {
         bytes[4..8].copy_from_slice(&u32::MAX.to_be_bytes());
         assert_eq!(decode(&bytes).expect_err("length"), HistogramError::Shape);
         assert_eq!(decode(&[]).expect_err("empty"), HistogramError::Format);
+    }
+
+    #[test]
+    fn counts_that_no_machine_can_serve_are_refused() {
+        let mut histogram = Histogram::<u64>::new(2).expect("two digits");
+        for value in [1, 2, 3] {
+            histogram.record_n(value, i64::MAX as u64).expect("auto-resizing");
+        }
+        let mut bytes = Vec::new();
+        V2Serializer::new().serialize(&histogram, &mut bytes).expect("into memory");
+        assert_eq!(decode(&bytes).expect_err("too many"), HistogramError::Shape);
     }
 
     proptest! {

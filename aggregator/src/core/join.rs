@@ -126,6 +126,8 @@ struct Linked<'a> {
     owner: Vec<Option<usize>>,
     /// Start after the owner's start.
     offset: Vec<Micros>,
+    /// Whether the parent is in the trace: such a stub starts nothing, even where its parent turns out to be a lie.
+    has_parent: Vec<bool>,
 }
 
 impl<'a> Linked<'a> {
@@ -146,6 +148,7 @@ fn link<'a>(stubs: &[&'a Stub], counters: &mut JoinCounters) -> Linked<'a> {
         server_of: none.clone(),
         owner: none,
         offset: vec![Micros::ZERO; stubs.len()],
+        has_parent: stubs.iter().map(|stub| by_id.contains_key(&stub.parent)).collect(),
         stubs,
     };
     for at in 0..linked.stubs.len() {
@@ -260,8 +263,12 @@ fn build(trace: &Linked<'_>, scene: &Scene<'_>, joined: &mut Joined) -> Trace {
     // Ends: every server stub has one caller, and its children are taken out when it is visited.
     while let Some((parent, owner, call)) = queue.pop() {
         reached += u64::from(call.client.is_some()) + u64::from(call.server.is_some());
-        let Some(entry) = trace_call(trace, scene, parent, owner, call) else { continue };
+        let Some(mut entry) = trace_call(trace, scene, parent, owner, call) else { continue };
         sample(&entry, &mut joined.samples);
+        // One copy of the names for all calls of an edge: the history holds hundreds of thousands of them.
+        if let Some((shared, _)) = joined.samples.get_key_value(&entry.edge) {
+            entry.edge = shared.clone();
+        }
         let at = u32::try_from(out.calls.len()).unwrap_or(u32::MAX);
         out.calls.push(entry);
         let Some(server) = call.server else { continue };
@@ -283,7 +290,7 @@ fn arrange(trace: &Linked<'_>, scene: &Scene<'_>) -> (Vec<Call>, BTreeMap<usize,
             let call = Call { client: Some(at), server: trace.server_of[at] };
             match owner {
                 Some(owner) => children.entry(owner).or_default().push(call),
-                None if scene.is_outside(stub) => roots.push(call),
+                None if !trace.has_parent[at] && scene.is_outside(stub) => roots.push(call),
                 // The span around this client span is lost, not the callee: what is below still belongs to an edge.
                 None => {}
             }
@@ -295,7 +302,7 @@ fn arrange(trace: &Linked<'_>, scene: &Scene<'_>) -> (Vec<Call>, BTreeMap<usize,
                     children.entry(owner).or_default().push(call);
                 }
                 Some(_) => {}
-                None if scene.is_root(stub) => roots.push(call),
+                None if !trace.has_parent[at] && scene.is_root(stub) => roots.push(call),
                 None => {}
             }
         }
@@ -356,5 +363,222 @@ fn sample(call: &TraceCall, samples: &mut BTreeMap<EdgeKey, EdgeSamples>) {
     entry.self_time.extend(call.self_us);
     if let (true, Some(client), Some(server)) = (call.is_sync, call.client_us, call.server_us) {
         entry.gap.push((client - server).max(0.0));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use sage_common::{BootId, IntakeCounters, NodeId, PeerHint, Timestamp, WindowKey};
+
+    use super::*;
+
+    fn window(name: &str, share: f32, stubs: Vec<Stub>) -> NodeWindow {
+        NodeWindow {
+            key: WindowKey { node: NodeId::sanitized(name), boot: BootId(1), seq: 0 },
+            start: Timestamp::from_micros(0),
+            length: Micros::from_secs(10),
+            latencies: Vec::new(),
+            usage: Vec::new(),
+            node_usage: Vec::new(),
+            stubs,
+            skeletons: Vec::new(),
+            entries: Vec::new(),
+            offers: Vec::new(),
+            intake: IntakeCounters::default(),
+            stub_share: share,
+        }
+    }
+
+    fn stub(id: u64, parent: u64, who: &str, side: Side, offset: u64, duration: u64) -> Stub {
+        Stub {
+            trace: TraceHash(1),
+            id: SpanId(id),
+            parent: SpanId(parent),
+            service: ServiceId::sanitized(who),
+            operation: OperationId::sanitized(&format!("{who}.op")),
+            side,
+            peer: None,
+            offset: Micros::new(offset),
+            duration: Micros::new(duration),
+            self_time: Micros::new(duration / 2),
+            is_error: false,
+        }
+    }
+
+    fn run(windows: &[NodeWindow]) -> Joined {
+        let entries = BTreeSet::from([ServiceId::sanitized("front")]);
+        join(&windows.iter().collect::<Vec<_>>(), &Learned::default(), 1, &entries)
+    }
+
+    fn names(trace: &Trace) -> Vec<(Option<u32>, String)> {
+        let name = |call: &TraceCall| {
+            let caller = call.edge.caller.as_ref().map_or("client", ServiceId::as_str);
+            (call.parent, format!("{caller}>{}", call.edge.callee))
+        };
+        trace.calls.iter().map(name).collect()
+    }
+
+    #[test]
+    fn both_sides_of_a_call_on_two_nodes_are_one_edge_with_its_gap() {
+        let front = vec![stub(1, 0, "front", Side::Server, 0, 100), stub(2, 1, "front", Side::Client, 10, 60)];
+        let geo = vec![stub(3, 2, "geo", Side::Server, 0, 45)];
+        let joined = run(&[window("a", 1.0, front), window("b", 1.0, geo)]);
+        let trace = &joined.traces[0];
+        assert_eq!(names(trace), [(None, "client>front".into()), (Some(0), "front>geo".into())]);
+        let call = &trace.calls[1];
+        assert_eq!((call.offset_us, call.client_us, call.server_us), (10.0, Some(60.0), Some(45.0)));
+        assert!(call.is_sync);
+        assert_eq!(joined.samples[&call.edge].gap, [15.0]);
+        assert_eq!((joined.counters.pairs, joined.counters.orphans), (1, 0));
+    }
+
+    #[test]
+    fn internal_spans_between_are_seen_through_and_their_offsets_add_up() {
+        let joined = run(&[window(
+            "a",
+            1.0,
+            vec![
+                stub(1, 0, "front", Side::Server, 0, 100),
+                stub(5, 1, "front", Side::Internal, 20, 70),
+                stub(6, 5, "front", Side::Internal, 5, 60),
+                stub(2, 6, "front", Side::Client, 1, 40),
+                stub(3, 2, "geo", Side::Server, 0, 30),
+            ],
+        )]);
+        assert_eq!(joined.traces[0].calls[1].offset_us, 26.0);
+    }
+
+    #[test]
+    fn a_producer_and_a_call_that_outlives_its_caller_are_not_waited_for() {
+        let joined = run(&[window(
+            "a",
+            1.0,
+            vec![
+                stub(1, 0, "front", Side::Server, 0, 5_000),
+                stub(2, 1, "front", Side::Producer, 10, 20),
+                stub(3, 2, "mail", Side::Server, 0, 90_000),
+                stub(4, 1, "front", Side::Client, 1_000, 9_000),
+                stub(5, 4, "log", Side::Server, 0, 8_900),
+            ],
+        )]);
+        let is_sync: Vec<bool> = joined.traces[0].calls.iter().map(|call| call.is_sync).collect();
+        assert_eq!(is_sync, [true, false, false]);
+        assert!(joined.samples.values().all(|samples| samples.gap.is_empty()));
+    }
+
+    #[test]
+    fn a_database_without_spans_of_its_own_appears_by_its_peer_hint() {
+        let mut call = stub(2, 1, "front", Side::Client, 10, 60);
+        call.peer = Some(PeerHint::Address(ServiceId::sanitized("redis")));
+        let joined = run(&[window("a", 1.0, vec![stub(1, 0, "front", Side::Server, 0, 100), call])]);
+        let call = &joined.traces[0].calls[1];
+        assert_eq!((call.edge.callee.as_str(), call.server_us), ("redis", None));
+    }
+
+    #[test]
+    fn an_entry_whose_client_is_not_traced_is_a_root_and_a_lost_callers_callee_is_not() {
+        let joined = run(&[window(
+            "a",
+            1.0,
+            vec![
+                stub(1, 99, "front", Side::Server, 0, 100),
+                stub(2, 1, "front", Side::Client, 0, 50),
+                stub(3, 2, "geo", Side::Server, 0, 40),
+                stub(4, 98, "geo", Side::Server, 0, 40),
+            ],
+        )]);
+        assert_eq!(joined.traces.len(), 1);
+        assert_eq!(names(&joined.traces[0]).len(), 2);
+        assert_eq!(joined.counters.orphans, 1);
+    }
+
+    #[test]
+    fn a_traced_client_outside_the_fleet_is_the_root() {
+        let joined = run(&[window(
+            "a",
+            1.0,
+            vec![stub(7, 0, "browser", Side::Client, 0, 130), stub(1, 7, "front", Side::Server, 0, 100)],
+        )]);
+        let call = &joined.traces[0].calls[0];
+        assert_eq!((call.edge.caller.as_ref(), call.client_us, call.server_us), (None, Some(130.0), Some(100.0)));
+    }
+
+    #[test]
+    fn ids_that_lie_cost_their_edge_and_nothing_else() {
+        let joined = run(&[window(
+            "a",
+            1.0,
+            vec![
+                stub(1, 0, "front", Side::Server, 0, 100),
+                stub(2, 1, "front", Side::Client, 0, 50),
+                stub(3, 2, "geo", Side::Server, 0, 40),
+                stub(0, 1, "front", Side::Client, 0, 10),
+                stub(8, 8, "self", Side::Server, 0, 10),
+                stub(9, 10, "ring", Side::Internal, 0, 10),
+                stub(10, 9, "ring", Side::Internal, 0, 10),
+                stub(11, 10, "ring", Side::Client, 0, 10),
+                stub(12, 1, "twice", Side::Client, 0, 10),
+                stub(12, 1, "other", Side::Client, 0, 10),
+                stub(13, 2, "retry", Side::Server, 0, 10),
+            ],
+        )]);
+        assert_eq!(names(&joined.traces[0]), [(None, "client>front".into()), (Some(0), "front>geo".into())]);
+        assert_eq!(joined.counters.invalid, 4, "zero, its own parent, twice, second server of one call");
+    }
+
+    #[test]
+    fn the_same_stub_twice_is_one() {
+        let front = stub(1, 0, "front", Side::Server, 0, 100);
+        let joined = run(&[window("a", 1.0, vec![front.clone(), front])]);
+        assert_eq!((joined.traces.len(), joined.counters.invalid), (1, 0));
+    }
+
+    #[test]
+    fn traces_that_not_every_node_kept_are_left_out() {
+        let with_hash = |share: f64, id| Stub {
+            trace: TraceHash((share * u64::MAX as f64) as u64),
+            ..stub(id, 0, "front", Side::Server, 0, 100)
+        };
+        let all = window("a", 1.0, vec![with_hash(0.2, 1), with_hash(0.8, 2)]);
+        let joined = run(&[all, window("b", 0.5, Vec::new())]);
+        assert_eq!((joined.traces.len(), joined.counters.shed), (1, 1));
+    }
+
+    #[test]
+    fn a_flood_of_traces_and_spans_is_cut_at_its_bounds() {
+        let flood = (0..SPANS_PER_TRACE_MAX as u64 + 100)
+            .map(|id| stub(id + 1, u64::from(id > 0), "front", Side::Client, 0, 1))
+            .collect();
+        assert_eq!(run(&[window("a", 1.0, flood)]).counters.shed, 100);
+        let many = (0..TRACES_MAX as u64 + 50)
+            .map(|trace| Stub { trace: TraceHash(trace), ..stub(1, 0, "front", Side::Server, 0, 1) })
+            .collect();
+        assert_eq!(run(&[window("a", 1.0, many)]).traces.len(), TRACES_MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn random_graphs_of_spans_never_loop_and_give_forests(
+            spans in prop::collection::vec((0_u64..24, 0_u64..24, 0_u8..5, 0_usize..4, 0_u64..100, 0_u64..1_000), 0..80),
+        ) {
+            let services = ["front", "geo", "rate", "user"];
+            let stubs: Vec<Stub> = spans.into_iter().map(|(id, parent, service, side, offset, duration)| {
+                let side = [Side::Server, Side::Client, Side::Producer, Side::Internal][side];
+                stub(id, parent, services[usize::from(service) % services.len()], side, offset, duration)
+            }).collect();
+            let total = stubs.len() as u64;
+            let joined = run(&[window("a", 1.0, stubs)]);
+            let mut calls = 0;
+            for trace in &joined.traces {
+                calls += trace.calls.len() as u64;
+                for (at, call) in trace.calls.iter().enumerate() {
+                    prop_assert!(call.parent.is_none_or(|parent| (parent as usize) < at));
+                    prop_assert!(call.client_us.is_some() || call.server_us.is_some());
+                }
+            }
+            prop_assert!(calls <= total);
+            prop_assert!(joined.counters.invalid + joined.counters.orphans <= 2 * total);
+        }
     }
 }

@@ -301,3 +301,152 @@ fn resolve_groups(skeleton: &Skeleton, scene: &Scene<'_>) -> Groups {
     };
     skeleton.groups.iter().map(group).filter(|branches| !branches.is_empty()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use sage_common::{BootId, IntakeCounters, LATENCY_PERCENTILES, PeerHint, WindowKey};
+
+    use super::*;
+    use crate::core::{join::join, testing::slo};
+
+    fn uniform(from: f32, to: f32) -> LatencyQuantiles {
+        LatencyQuantiles(LATENCY_PERCENTILES.map(|p| from + (to - from) * (p / 100.0) as f32))
+    }
+
+    fn series(who: &str, op: &str, kind: SeriesKind, peer: Option<&str>, calls: f32, to: f32) -> LatencySeries {
+        LatencySeries {
+            service: ServiceId::sanitized(who),
+            operation: OperationId::sanitized(op),
+            kind,
+            peer: peer.map(|peer| PeerHint::Service(ServiceId::sanitized(peer))),
+            calls,
+            errors: calls / 10.0,
+            quantiles: uniform(0.0, to),
+        }
+    }
+
+    fn window(name: &str, latencies: Vec<LatencySeries>) -> NodeWindow {
+        NodeWindow {
+            key: WindowKey { node: NodeId::sanitized(name), boot: BootId(1), seq: 0 },
+            start: Timestamp::from_micros(0),
+            length: Micros::from_secs(10),
+            latencies,
+            usage: Vec::new(),
+            node_usage: Vec::new(),
+            stubs: Vec::new(),
+            skeletons: Vec::new(),
+            entries: Vec::new(),
+            offers: Vec::new(),
+            intake: IntakeCounters::default(),
+            stub_share: 1.0,
+        }
+    }
+
+    fn observed(windows: &[NodeWindow]) -> Observation {
+        let windows: Vec<&NodeWindow> = windows.iter().collect();
+        let learned = Learned::default();
+        let joined = join(&windows, &learned, 1, &BTreeSet::from([slo().service]));
+        let scene = Scene {
+            start: Timestamp::from_micros(0),
+            length: Micros::from_secs(10),
+            close: 1,
+            completeness: 1.0,
+            slos: &[slo()],
+            learned: &learned,
+        };
+        observe(&windows, joined, &scene)
+    }
+
+    #[test]
+    fn without_any_trace_hints_make_the_edges_and_clients_the_rest() {
+        let seen = observed(&[
+            window(
+                "a",
+                vec![
+                    series("front", "GET /", SeriesKind::Server, None, 100.0, 1_000.0),
+                    series("front", "near", SeriesKind::Client, Some("geo"), 200.0, 500.0),
+                ],
+            ),
+            window("b", vec![series("geo", "near", SeriesKind::Server, None, 205.0, 400.0)]),
+        ]);
+        let edges: Vec<(Option<&str>, &str, f64)> = seen
+            .edges
+            .iter()
+            .map(|edge| (edge.key.caller.as_ref().map(ServiceId::as_str), edge.key.callee.as_str(), edge.calls))
+            .collect();
+        assert_eq!(edges, [(None, "front", 100.0), (Some("front"), "geo", 200.0)]);
+        let gap = seen.edges[1].gap.expect("both sides").at(100.0);
+        assert!((gap - 100.0).abs() < 1.0, "{gap}");
+        assert_eq!(seen.offered_per_s, 10.0);
+    }
+
+    #[test]
+    fn replicas_of_a_tier_are_merged_by_their_calls() {
+        let seen = observed(&[
+            window("a", vec![series("front", "GET /", SeriesKind::Server, None, 90.0, 100.0)]),
+            window("b", vec![series("front", "GET /", SeriesKind::Server, None, 10.0, 10_000.0)]),
+        ]);
+        let edge = &seen.edges[0];
+        assert_eq!((edge.calls, edge.errors), (100.0, 10.0));
+        let p50 = edge.server.expect("merged").at(50.0);
+        assert!(p50 < 70.0, "{p50}");
+        assert!(edge.server.expect("merged").at(99.0) > 8_000.0);
+    }
+
+    #[test]
+    fn without_entry_histograms_the_objective_comes_from_the_percentiles() {
+        let seen = observed(&[window("a", vec![series("front", "GET /", SeriesKind::Server, None, 90.0, 100.0)])]);
+        assert_eq!((seen.objectives[0].calls, seen.objectives[0].latency_us.round()), (90.0, 99.0));
+        assert!(observed(&[window("a", Vec::new())]).objectives.is_empty());
+    }
+
+    #[test]
+    fn a_damaged_entry_histogram_is_left_out() {
+        let mut one = window("a", vec![series("front", "GET /", SeriesKind::Server, None, 90.0, 100.0)]);
+        one.entries = vec![sage_common::EntryHistogram {
+            service: ServiceId::sanitized("front"),
+            operation: OperationId::sanitized("GET /"),
+            v2: vec![1, 2, 3],
+            errors: 0.0,
+        }];
+        assert_eq!(observed(&[one]).objectives[0].calls, 90.0);
+    }
+
+    #[test]
+    fn an_instance_has_its_own_metrics_and_those_of_its_node() {
+        let value = |metric, value| sage_common::MetricValue { metric, quantiles: UsageQuantiles([value; 6]) };
+        let mut one = window("a", Vec::new());
+        one.usage = vec![sage_common::InstanceUsage {
+            service: ServiceId::sanitized("geo"),
+            instance: InstanceId::sanitized("geo-1"),
+            metrics: vec![value(Metric::CpuUsed, 0.5)],
+        }];
+        one.node_usage = vec![value(Metric::NodeCpuUtilisation, 0.9)];
+        let seen = observed(&[one]);
+        let metrics: Vec<Metric> = seen.services[0].instances[0].metrics.iter().map(|(metric, _)| *metric).collect();
+        assert_eq!(metrics, [Metric::CpuUsed, Metric::NodeCpuUtilisation]);
+    }
+
+    #[test]
+    fn a_call_structure_names_edges_and_equal_ones_add_up() {
+        let call = |op: &str| sage_common::CallShape {
+            operation: OperationId::sanitized(op),
+            peer: Some(PeerHint::Service(ServiceId::sanitized("geo"))),
+        };
+        let lost = sage_common::CallShape { operation: OperationId::sanitized("x"), peer: None };
+        let mut one = window("a", Vec::new());
+        let skeleton = |groups, count| Skeleton {
+            service: ServiceId::sanitized("front"),
+            operation: OperationId::sanitized("GET /"),
+            groups,
+            count,
+        };
+        one.skeletons = vec![
+            skeleton(vec![vec![vec![call("near")]]], 3),
+            skeleton(vec![vec![vec![call("near")]], vec![vec![lost]]], 4),
+        ];
+        let seen = observed(&[one]);
+        assert_eq!((seen.skeletons.len(), seen.skeletons[0].count), (1, 7), "what cannot be resolved is left out");
+        assert_eq!(seen.skeletons[0].groups[0][0][0].callee.as_str(), "geo");
+    }
+}

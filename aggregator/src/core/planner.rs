@@ -369,3 +369,173 @@ fn lowest_cores(offer: &KnobOffer) -> f64 {
 fn round_cores(millicores: f64) -> u32 {
     ((millicores / 10.0).round() as u32).max(1).saturating_mul(10)
 }
+
+#[cfg(test)]
+mod tests {
+    use sage_common::{Generation, InstanceId, LinkName, Timestamp, UsageQuantiles};
+
+    use super::*;
+    use crate::core::testing::{cgroup, node, service, slo, verdict};
+
+    fn instance(name: &str, on: &str, cpu: f32) -> InstanceObservation {
+        InstanceObservation {
+            instance: InstanceId::sanitized(name),
+            node: node(on),
+            metrics: vec![
+                (Metric::CpuUsed, UsageQuantiles([0.3; 6])),
+                (Metric::NodeCpuUtilisation, UsageQuantiles([cpu; 6])),
+                (Metric::NodeNetworkSent, UsageQuantiles([1e6; 6])),
+            ],
+        }
+    }
+
+    /// geo has a replica on `a` (half full) and one on `b` (full).
+    fn observation() -> Observation {
+        Observation {
+            start: Timestamp::from_micros(0),
+            length: Micros::from_secs(10),
+            edges: Vec::new(),
+            services: vec![sage_causal::observation::ServiceObservation {
+                service: service("geo"),
+                instances: vec![instance("geo-1", "a", 0.5), instance("geo-2", "b", 0.99)],
+            }],
+            traces: Vec::new(),
+            skeletons: Vec::new(),
+            objectives: Vec::new(),
+            offered_per_s: 0.0,
+            completeness: 1.0,
+            trace_share: 1.0,
+        }
+    }
+
+    fn offer(knob: Knob, role: OfferRole, current: Setting, used: Option<u64>) -> KnobOffer {
+        let capacity = Some(if knob.kind() == KnobKind::EgressCeiling { 100_000_000 } else { 2_000 });
+        KnobOffer { knob, role, current, lowest: None, highest: None, trust: Trust::Auto, used, capacity }
+    }
+
+    fn quota(path: &str, role: OfferRole, current: Option<u32>, used: u64) -> KnobOffer {
+        offer(Knob::CpuQuota { cgroup: cgroup(path) }, role, Setting::Cores(current), Some(used))
+    }
+
+    fn freeze(path: &str) -> KnobOffer {
+        offer(Knob::Freeze { cgroup: cgroup(path) }, OfferRole::BestEffort, Setting::Frozen(false), None)
+    }
+
+    fn ceiling(path: &str, used: Option<u64>) -> KnobOffer {
+        let link = LinkName::try_from("eth0".to_owned()).expect("valid");
+        let knob = Knob::EgressCeiling { link, cgroup: cgroup(path) };
+        offer(knob, OfferRole::BestEffort, Setting::Rate(None), used)
+    }
+
+    fn geo() -> OfferRole {
+        OfferRole::Service(service("geo"))
+    }
+
+    fn plan(resource: Resource, offers: Vec<(&str, Vec<KnobOffer>)>) -> Vec<(String, String, String)> {
+        plan_of(&verdict(&slo(), &service("geo"), resource, 2e5, Generation(1), Timestamp::default()), offers)
+    }
+
+    fn plan_of(verdict: &Verdict, offers: Vec<(&str, Vec<KnobOffer>)>) -> Vec<(String, String, String)> {
+        let observation = observation();
+        let nodes: BTreeMap<NodeId, NodeState> = offers
+            .into_iter()
+            .map(|(name, offers)| {
+                let cgroups = offers.iter().filter_map(|offer| offer.knob.cgroup().cloned());
+                // Later in the list, later seen.
+                let first_offered = cgroups.zip(1..).collect();
+                let mut state = NodeState::default();
+                (state.offers, state.first_offered) = (offers, first_offered);
+                (node(name), state)
+            })
+            .collect();
+        let fleet = Fleet { nodes: &nodes, newest: &observation, healthy: &[&observation] };
+        candidates(verdict, &fleet)
+            .into_iter()
+            .map(|one| (one.node.to_string(), one.knob.to_string(), one.setting.to_string()))
+            .collect()
+    }
+
+    fn row(node: &str, knob: &str, setting: &str) -> (String, String, String) {
+        (node.into(), knob.into(), setting.into())
+    }
+
+    #[test]
+    fn a_victim_at_its_own_limit_gets_more_when_the_node_has_more() {
+        let rows = plan(Resource::Cpu, vec![("b", vec![quota("geo", geo(), Some(500), 480)])]);
+        assert_eq!(rows, [row("b", "cpu_quota(geo)", "0.75 cores")]);
+        let full = vec![
+            quota("geo", geo(), Some(500), 480),
+            quota("other", OfferRole::Service(service("other")), None, 1_400),
+        ];
+        assert!(plan(Resource::Cpu, vec![("b", full)]).is_empty(), "nothing to spare, nobody to limit");
+    }
+
+    #[test]
+    fn a_co_runner_is_limited_to_what_the_services_leave_then_frozen() {
+        let offers =
+            vec![quota("geo", geo(), None, 300), quota("hog", OfferRole::BestEffort, None, 1_600), freeze("hog")];
+        let rows = plan(Resource::Cpu, vec![("b", offers)]);
+        assert_eq!(rows, [row("b", "cpu_quota(hog)", "0.96 cores"), row("b", "freeze(hog)", "frozen")]);
+    }
+
+    #[test]
+    fn policys_lowest_setting_holds_and_idle_co_runners_are_left_alone() {
+        let mut hog = quota("hog", OfferRole::BestEffort, None, 1_600);
+        hog.lowest = Some(Setting::Cores(Some(1_200)));
+        let offers = vec![quota("geo", geo(), None, 300), hog, quota("idle", OfferRole::BestEffort, None, 5)];
+        assert_eq!(plan(Resource::Cpu, vec![("b", offers)]), [row("b", "cpu_quota(hog)", "1.20 cores")]);
+    }
+
+    #[test]
+    fn the_fullest_node_of_the_culprit_comes_first_and_its_bad_replica_before_that() {
+        let offers = |name| vec![quota(name, OfferRole::BestEffort, None, 1_500)];
+        let both = || vec![("a", offers("one")), ("b", offers("two"))];
+        let nodes = |rows: Vec<(String, String, String)>| rows.into_iter().map(|row| row.0).collect::<Vec<_>>();
+        assert_eq!(nodes(plan(Resource::Cpu, both())), ["b", "a"]);
+        let mut bad = verdict(&slo(), &service("geo"), Resource::Cpu, 2e5, Generation(1), Timestamp::default());
+        bad.culprits[0].instance = Some(InstanceId::sanitized("geo-1"));
+        assert_eq!(nodes(plan_of(&bad, both())), ["a", "b"]);
+    }
+
+    #[test]
+    fn disk_and_memory_freeze_the_youngest_best_effort_first() {
+        for resource in [Resource::Disk, Resource::Memory] {
+            let rows = plan(resource, vec![("b", vec![freeze("old"), freeze("young")])]);
+            assert_eq!(rows, [row("b", "freeze(young)", "frozen"), row("b", "freeze(old)", "frozen")]);
+        }
+    }
+
+    #[test]
+    fn a_full_link_puts_a_ceiling_on_best_effort_here_and_on_loud_senders_elsewhere() {
+        let offers = vec![
+            ("b", vec![ceiling("bulk", None), freeze("bulk")]),
+            ("c", vec![ceiling("loud", Some(80_000_000)), ceiling("quiet", Some(1_000_000))]),
+        ];
+        let rows = plan(Resource::Network, offers);
+        assert_eq!(
+            rows,
+            [
+                row("b", "egress_ceiling(eth0, bulk)", "50.0 Mbit/s"),
+                row("b", "freeze(bulk)", "frozen"),
+                row("c", "egress_ceiling(eth0, loud)", "48.0 Mbit/s"),
+            ]
+        );
+    }
+
+    #[test]
+    fn software_demand_and_unknown_touch_no_knob() {
+        let offers = || vec![("b", vec![quota("hog", OfferRole::BestEffort, None, 1_600), freeze("hog")])];
+        assert!(plan(Resource::Software, offers()).is_empty());
+        for kind in [VerdictKind::Demand, VerdictKind::Unknown] {
+            let one = verdict(&slo(), &service("geo"), Resource::Cpu, 2e5, Generation(1), Timestamp::default());
+            assert!(plan_of(&Verdict { kind, ..one }, offers()).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_limited_already_is_not_limited_again() {
+        let offers = vec![quota("geo", geo(), None, 300), quota("hog", OfferRole::BestEffort, Some(500), 500)];
+        let rows = plan(Resource::Cpu, vec![("b", offers)]);
+        assert_eq!(rows, [row("b", "cpu_quota(hog)", "0.30 cores")], "one more step down");
+    }
+}

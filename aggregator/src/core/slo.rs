@@ -212,3 +212,101 @@ fn round_up(micros: f64) -> Micros {
     let unit = 10_f64.powf(micros.log10().floor() - 1.0);
     Micros::new(((micros / unit).ceil() * unit) as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use sage_causal::observation::{EdgeKey, Observation};
+    use sage_common::{LATENCY_PERCENTILES, Timestamp};
+
+    use super::*;
+    use crate::core::testing::slo;
+
+    /// A window whose percentile is `latency_ms` over `calls`; without an objective when there are none.
+    fn window(close: u64, latency_ms: f64, calls: f64) -> ClusterWindow {
+        let slo = slo();
+        let quantiles = LatencyQuantiles(LATENCY_PERCENTILES.map(|p| (latency_ms * 1e3 * p / 99.0) as f32));
+        let key = EdgeKey { caller: None, callee: slo.service, operation: OperationId::sanitized("GET /") };
+        let edge = EdgeObservation {
+            key,
+            calls,
+            errors: 0.0,
+            client: None,
+            server: Some(quantiles),
+            gap: None,
+            self_time: None,
+        };
+        let objective = ObjectiveObservation { slo: slo.name, calls, latency_us: latency_ms * 1e3 };
+        let observation = Observation {
+            start: Timestamp::from_micros(close * 10_000_000),
+            length: Micros::from_secs(10),
+            edges: vec![edge],
+            services: Vec::new(),
+            traces: Vec::new(),
+            skeletons: Vec::new(),
+            objectives: if calls > 0.0 { vec![objective] } else { Vec::new() },
+            offered_per_s: 0.0,
+            completeness: 1.0,
+            trace_share: 1.0,
+        };
+        let arrived = Timestamp::from_micros(0);
+        ClusterWindow { close, arrived, observation: Arc::new(observation), is_disturbed: false }
+    }
+
+    fn history(list: &[(f64, f64)]) -> VecDeque<ClusterWindow> {
+        (1..).zip(list).map(|(close, (latency, calls))| window(close, *latency, *calls)).collect()
+    }
+
+    fn counts(list: &[(f64, f64)]) -> (u32, u32, u32) {
+        let Trail { violated, met, quiet, .. } = trail(&slo(), &history(list), 50.0);
+        (violated, met, quiet)
+    }
+
+    const GOOD: (f64, f64) = (20.0, 100.0);
+    const BAD: (f64, f64) = (90.0, 100.0);
+    const IDLE: (f64, f64) = (90.0, 3.0);
+    const NONE: (f64, f64) = (0.0, 0.0);
+
+    #[test]
+    fn runs_end_at_the_opposite_and_short_pauses_do_not_count() {
+        assert_eq!(counts(&[GOOD, BAD, BAD]), (2, 0, 0));
+        assert_eq!(counts(&[BAD, IDLE, NONE, BAD]), (2, 0, 0));
+        assert_eq!(counts(&[BAD, GOOD, IDLE, GOOD]), (0, 2, 3));
+        assert_eq!(counts(&[BAD, IDLE, IDLE, NONE, NONE, BAD]), (1, 0, 0), "a long pause");
+        assert_eq!(counts(&[]), (0, 0, 0));
+    }
+
+    #[test]
+    fn too_few_calls_are_idle_and_a_missing_node_is_unknown() {
+        let state = |(latency, calls)| judge(&slo(), &window(1, latency, calls), 50.0);
+        assert_eq!(
+            [GOOD, BAD, IDLE, NONE].map(state),
+            [SloState::Met, SloState::Violated, SloState::Idle, SloState::Idle]
+        );
+        let mut partial = window(1, 0.0, 0.0);
+        Arc::make_mut(&mut partial.observation).completeness = 0.5;
+        assert_eq!(judge(&slo(), &partial, 50.0), SloState::Unknown);
+        assert_eq!(judge(&slo(), &window(1, f64::NAN, 100.0), 50.0), SloState::Idle);
+    }
+
+    #[test]
+    fn healthy_is_undisturbed_busy_and_met() {
+        let slos = [slo()];
+        assert!(is_healthy(&slos, &window(1, 20.0, 100.0), 50.0));
+        assert!(!is_healthy(&slos, &window(1, 90.0, 100.0), 50.0));
+        assert!(!is_healthy(&slos, &window(1, 20.0, 3.0), 50.0));
+        assert!(!is_healthy(&slos, &ClusterWindow { is_disturbed: true, ..window(1, 20.0, 100.0) }, 50.0));
+        assert!(is_healthy(&[], &window(1, 90.0, 100.0), 50.0), "without objectives traffic is enough");
+    }
+
+    #[test]
+    fn a_suggested_target_lies_above_what_healthy_windows_reach() {
+        let list: Vec<(f64, f64)> = (0..40).map(|n| (20.0 + f64::from(n % 10), 100.0)).chain([BAD; 5]).collect();
+        let found = suggest(99.0, &[slo()], history(&list).iter(), 50.0);
+        assert_eq!(found.len(), 2, "the service and its one operation");
+        assert_eq!((found[0].operation.as_ref(), found[0].windows), (None, 40));
+        assert_eq!(found[0].target, Micros::from_millis(37), "29 ms and a quarter, rounded up");
+        assert!(suggest(99.0, &[], history(&[GOOD; 5]).iter(), 50.0).is_empty(), "too short a history");
+    }
+}

@@ -167,6 +167,11 @@ impl State {
         }
     }
 
+    /// Keeps at most `windows_max` cluster windows from the next one on, as the configuration says now.
+    pub fn keep_windows(&mut self, windows_max: usize) {
+        self.windows_max = windows_max;
+    }
+
     /// Applies the entry at `index` (from 1, growing by one). One that was applied before changes nothing.
     pub fn apply(&mut self, index: u64, proposal: &Proposal) -> Applied {
         let mut applied = Applied::default();
@@ -529,5 +534,131 @@ impl State {
     /// What was counted.
     pub fn counters(&self) -> StateCounters {
         self.counters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::testing::{Fleet, Script, WINDOW, node, rules};
+
+    /// Every window of both nodes over `count` intervals, ordered by start and node, and the state that took all but
+    /// those that `is_held_back` names.
+    fn built(count: u32, is_held_back: impl Fn(usize) -> bool) -> (Vec<NodeWindow>, State) {
+        let mut fleet = Fleet::<Script>::new(rules());
+        fleet.run(count + 1);
+        let mut windows: Vec<NodeWindow> = fleet
+            .log
+            .iter()
+            .filter_map(
+                |entry| if let Proposal::Windows { windows, .. } = entry { Some(windows.clone()) } else { None },
+            )
+            .flatten()
+            .collect();
+        windows.sort_by_key(|window| (window.start, window.key.clone()));
+        windows.truncate(count as usize * 2);
+        let mut state = State::new(100);
+        for (number, pair) in windows.chunks(2).enumerate() {
+            let kept = pair.iter().enumerate().filter(|(at, _)| !is_held_back(number * 2 + at));
+            apply(
+                &mut state,
+                &Proposal::Windows { at: fleet.now, windows: kept.map(|(_, window)| window.clone()).collect() },
+            );
+            apply(&mut state, &Proposal::Close { start: pair[0].start, arrived: fleet.now, at: fleet.now });
+        }
+        (windows, state)
+    }
+
+    fn apply(state: &mut State, proposal: &Proposal) -> Applied {
+        state.apply(state.applied() + 1, proposal)
+    }
+
+    fn arrive(state: &mut State, window: &NodeWindow) -> Applied {
+        apply(state, &Proposal::Windows { at: window.start + WINDOW, windows: vec![window.clone()] })
+    }
+
+    #[test]
+    fn a_late_window_completes_its_interval_and_one_too_late_is_counted() {
+        let (windows, mut state) = built(10, |number| number == 1 || number == 17);
+        let completeness = |state: &State| -> Vec<f32> {
+            state.history().iter().map(|window| window.observation.completeness).collect()
+        };
+        assert_eq!(completeness(&state)[8], 0.5);
+        arrive(&mut state, &windows[17]);
+        assert_eq!(completeness(&state)[8], 1.0);
+        let before = state.history().clone();
+        arrive(&mut state, &windows[1]);
+        assert_eq!(state.history(), &before);
+        let counters = state.counters();
+        assert_eq!((counters.late_merged, counters.late_dropped), (1, 1));
+        assert!(state.is_settled(&windows[1].key), "it is acknowledged all the same");
+    }
+
+    #[test]
+    fn a_merged_window_gives_the_same_observation_as_one_in_time() {
+        let (windows, mut late) = built(6, |number| number == 11);
+        let (_, straight) = built(6, |_| false);
+        arrive(&mut late, &windows[11]);
+        let newest = |state: &State| state.history().back().expect("closed").observation.clone();
+        assert_eq!(newest(&late).traces.len(), newest(&straight).traces.len());
+        assert_eq!(newest(&late).edges, newest(&straight).edges);
+    }
+
+    #[test]
+    fn an_agent_in_a_restart_loop_leaves_little_behind() {
+        let (windows, mut state) = built(3, |_| false);
+        for boot in 100..200 {
+            let mut window = windows[5].clone();
+            window.key.boot = BootId(boot);
+            arrive(&mut state, &window);
+        }
+        assert_eq!(state.nodes()[&node("b")].boots.len(), BOOTS_MAX);
+        assert_eq!(state.acknowledged_below(&node("b"), BootId(199)), 0);
+    }
+
+    #[test]
+    fn an_older_generation_never_replaces_a_newer_one() {
+        let (_, mut state) = built(2, |_| false);
+        let meta = |generation| ModelMeta {
+            generation: sage_common::Generation(generation),
+            trained_at: Timestamp::default(),
+            windows_trained: 1,
+            newest_window: Timestamp::default(),
+            train_seconds: 0.0,
+            cards: Vec::new(),
+        };
+        for (generation, bytes) in [(2, vec![2]), (1, vec![1])] {
+            apply(&mut state, &Proposal::Generation { meta: meta(generation), bytes });
+        }
+        assert_eq!(*state.model().expect("adopted").bytes, [2]);
+    }
+
+    #[test]
+    fn a_clock_set_back_between_two_lives_does_not_make_everything_late() {
+        let (windows, mut state) = built(4, |_| false);
+        let hour = sage_common::Micros::from_secs(3_600);
+        let at = windows[0].start - hour;
+        apply(&mut state, &Proposal::TermStarted { term: Term(9), leader: "one".into(), at });
+        let mut window = windows[0].clone();
+        (window.start, window.key.seq) = (at, 900);
+        arrive(&mut state, &window);
+        assert_eq!(apply(&mut state, &Proposal::Close { start: at, arrived: at, at }).closed, Some(at));
+    }
+
+    #[test]
+    fn resolved_incidents_make_room_for_new_ones() {
+        let (_, mut state) = built(2, |_| false);
+        for id in 1..=INCIDENTS_MAX as u64 + 5 {
+            let at = Timestamp::from_micros(id);
+            let opened = IncidentChange::Opened {
+                slo: "home".into(),
+                latency: sage_common::Micros::ZERO,
+                target: sage_common::Micros::ZERO,
+            };
+            apply(&mut state, &Proposal::Incident { id, at, change: opened });
+            apply(&mut state, &Proposal::Incident { id, at, change: IncidentChange::Resolved });
+        }
+        assert_eq!(state.incidents().len(), INCIDENTS_MAX);
+        assert_eq!(state.next_incident(), INCIDENTS_MAX as u64 + 6);
     }
 }

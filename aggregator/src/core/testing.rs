@@ -22,7 +22,7 @@ use sage_protocol::{
     message::{Command, CommandResult, HeldLease, Hello, Order, Outcome, Refusal, RevertReason},
 };
 
-use crate::core::{Input, Leader, ModelMeta, Oracle, Output, Proposal, Rules, State};
+use crate::core::{Action, Input, Leader, ModelMeta, Oracle, Output, Proposal, Rules, State};
 
 /// Length of a window.
 pub const WINDOW: Micros = Micros::from_secs(10);
@@ -526,7 +526,7 @@ impl<O: Oracle> Fleet<O> {
         let link = LinkName::try_from("eth0".to_owned()).expect("valid");
         let current = |knob: &Knob| {
             let leases = self.agents[&node("b")].leases.values();
-            let held = leases.filter(|(own, _, _)| own == knob).map(|(_, setting, _)| setting.clone()).last();
+            let held = leases.filter(|(own, _, _)| own == knob).map(|(_, setting, _)| setting.clone()).next_back();
             held.unwrap_or_else(|| normal_setting(knob))
         };
         let offer = |knob: Knob, role, used, capacity| KnobOffer {
@@ -554,7 +554,7 @@ impl<O: Oracle> Fleet<O> {
         let state = self.leader.state();
         for incident in state.incidents().values() {
             let trials =
-                incident.actions.iter().filter(|id| state.actions().get(id).is_some_and(|a| a.is_in_trial())).count();
+                incident.actions.iter().filter(|id| state.actions().get(id).is_some_and(Action::is_in_trial)).count();
             assert!(trials <= 1, "two actions at once for incident {}", incident.id);
         }
         let mut nodes: Vec<&NodeId> =
@@ -582,6 +582,7 @@ impl Fleet<Script> {
     /// Runs until a script is in the place of a model.
     pub fn learned(rules: Rules) -> Self {
         let mut fleet = Self::new(rules);
+        fleet.calls = 30;
         fleet.learn();
         fleet
     }

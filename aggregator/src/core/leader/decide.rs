@@ -293,7 +293,11 @@ impl<O: Oracle> Leader<O> {
     fn hindrance(&self, incident: &Incident, candidate: &Candidate, trust: Trust, now: Timestamp) -> Option<String> {
         let Candidate { node, knob, .. } = candidate;
         let is_same = |action: &&Action| action.node == *node && action.knob == *knob;
-        if self.actions_of(incident).any(|action| is_same(&action)) {
+        // What a lost lease or a brake has ended was no trial.
+        let was_cut_short = |action: &Action| {
+            action.is_over() && matches!(action.ending, Some(Ending::Lost | Ending::Unreachable | Ending::Frozen))
+        };
+        if self.actions_of(incident).any(|action| is_same(&action) && !was_cut_short(action)) {
             return Some(format!("{knob} on {node} was tried"));
         }
         if let Some(other) = self.state.actions().values().find(|action| is_same(action) && action.is_in_force()) {

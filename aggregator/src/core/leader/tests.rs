@@ -359,7 +359,7 @@ fn views_are_json_with_the_agreed_keys() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(16))]
+    #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
     fn a_crash_between_any_two_outputs_changes_nothing_of_the_end(after in 0_usize..160, at in 0_u32..30) {
@@ -425,4 +425,54 @@ fn a_higher_term_forgets_what_was_on_its_way() {
     fleet.tick();
     assert!(fleet.agents.values().all(|agent| agent.unacknowledged.is_empty()));
     fleet.check_replay();
+}
+
+/// Trains the real model whenever it is asked for.
+fn real(fault: Fault) -> Fleet<sage_causal::Model> {
+    let mut fleet = Fleet::<sage_causal::Model>::new(Rules { windows_min: 40, ..rules() });
+    for _ in 0..50 {
+        fleet.run(1);
+        let Some(job) = fleet.jobs.pop_front() else { continue };
+        let history: Vec<Observation> = job.healthy.iter().map(|window| window.as_ref().clone()).collect();
+        let (model, _) = sage_causal::train(&history, &job.slos, None, &Default::default()).expect("enough windows");
+        let meta = ModelMeta::new(&job, model.cards(), 0.1, fleet.now);
+        let oracle = model.with_generation(job.generation);
+        let bytes = oracle.to_bytes();
+        fleet.give(Input::Trained { oracle, bytes, meta });
+    }
+    fleet.fault = Some(fault);
+    fleet.run(8);
+    fleet
+}
+
+#[test]
+fn the_real_model_names_the_victim_of_a_hog_and_the_hog_is_limited() {
+    let fleet = real(Fault::Hog);
+    let incident = fleet.leader.state().incidents().values().next().expect("opened");
+    let verdict = &incident.verdicts.first().expect("diagnosed").verdict;
+    assert_eq!(verdict.culprits[0].service.as_str(), "geo", "{verdict:#?}");
+    assert_eq!(verdict.culprits[0].resource, sage_causal::verdict::Resource::Cpu, "{verdict:#?}");
+    let action = fleet.leader.state().actions().values().next().expect("acted");
+    assert_eq!(action.knob.kind(), KnobKind::CpuQuota);
+    assert!(action.measured.expect("judged") < slo().target, "{action:#?}");
+}
+
+#[test]
+fn the_real_model_sees_a_full_link_and_best_effort_gets_a_ceiling() {
+    let fleet = real(Fault::Sender);
+    let incident = fleet.leader.state().incidents().values().next().expect("opened");
+    let verdict = &incident.verdicts.first().expect("diagnosed").verdict;
+    assert_eq!(verdict.culprits[0].resource, sage_causal::verdict::Resource::Network, "{verdict:#?}");
+    let action = fleet.leader.state().actions().values().next().expect("acted");
+    assert_eq!(action.knob.kind(), KnobKind::EgressCeiling);
+}
+
+#[test]
+fn the_real_model_calls_a_slow_service_software() {
+    let fleet = real(Fault::Slow);
+    let incident = fleet.leader.state().open_incidents().next().expect("open");
+    let verdict = &incident.verdicts.first().expect("diagnosed").verdict;
+    assert_eq!(verdict.culprits[0].service.as_str(), "geo", "{verdict:#?}");
+    assert_eq!(verdict.culprits[0].resource, sage_causal::verdict::Resource::Software, "{verdict:#?}");
+    assert!(fleet.leader.state().actions().is_empty());
 }
