@@ -36,9 +36,13 @@ mod robust;
 mod scene;
 mod search;
 mod skeleton;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod train;
 mod usage;
 pub mod verdict;
+#[cfg(test)]
+mod worlds;
 
 pub use gvae::CvaeOptions;
 pub use model::{Model, ModelCard, ModelError, ModelKind};

@@ -15,8 +15,8 @@ pub type Row = [f64; REGRESSORS];
 /// Residuals beyond this many scales lose weight (95 % efficiency under normal noise).
 const HUBER: f64 = 1.345;
 
-/// Rounds of reweighting: the fit moves by less than its scale after the third.
-const ROUNDS: usize = 4;
+/// Rounds of reweighting: the fit moves by less than its scale after the fourth.
+const ROUNDS: usize = 5;
 
 /// Ridge on every slope, per row: slopes that the load swing cannot support shrink to zero.
 const RIDGE: f64 = 1e-3;
@@ -77,16 +77,13 @@ impl Regression {
         if rows.is_empty() || rows.len() != y.len() || !is_finite {
             return None;
         }
-        let mut fit = Self { scale: scale_floor, ..Self::level(rows, median(&mut y.to_vec())?) };
+        let mut fit = Self::level(rows, median(&mut y.to_vec())?);
         let mut weights = vec![1.0; y.len()];
         for _ in 0..ROUNDS {
+            fit.weigh(rows, y, scale_floor, &mut weights);
             fit.solve(rows, y, &weights, active);
-            let residuals: Vec<f64> = rows.iter().zip(y).map(|(row, y)| y - fit.at(row)).collect();
-            fit.scale = mad_scale(&residuals, 0.0, scale_floor);
-            for (weight, residual) in weights.iter_mut().zip(&residuals) {
-                *weight = (HUBER * fit.scale / residual.abs().max(f64::MIN_POSITIVE)).min(1.0);
-            }
         }
+        fit.weigh(rows, y, scale_floor, &mut weights);
         Some(fit)
     }
 
@@ -109,6 +106,16 @@ impl Regression {
             }
         }
         Self { intercept, slopes: [0.0; REGRESSORS], centre: rows[0], low, high, scale: 0.0 }
+    }
+
+    /// Sets the scale and the weights from the residuals; the first ones are those from the median, which no wild value
+    /// moves.
+    fn weigh(&mut self, rows: &[Row], y: &[f64], scale_floor: f64, weights: &mut [f64]) {
+        let residuals: Vec<f64> = rows.iter().zip(y).map(|(row, y)| y - self.at(row)).collect();
+        self.scale = mad_scale(&residuals, 0.0, scale_floor);
+        for (weight, residual) in weights.iter_mut().zip(&residuals) {
+            *weight = (HUBER * self.scale / residual.abs().max(f64::MIN_POSITIVE)).min(1.0);
+        }
     }
 
     /// One weighted ridge regression on centred data.
