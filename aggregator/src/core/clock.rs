@@ -8,8 +8,11 @@ use std::collections::BTreeMap;
 
 use sage_common::{Micros, NodeId, NodeWindow, Timestamp};
 
-/// A start this many windows off the others' is a wrong clock: fewer can be a slow link, and can still be merged late.
-const TOLERANCE_WINDOWS: i64 = 3;
+/// A start this many windows ahead of the others' is a wrong clock: nothing arrives before it has ended.
+const AHEAD_WINDOWS: i64 = 3;
+/// So much behind, and at least as many windows as ahead, is a wrong clock too: less can be a slow or starved agent, whose
+/// windows are merged or dropped as late ones and must not be given a wrong time.
+const BEHIND: Micros = Micros::from_secs(30);
 
 /// How late each node's windows arrive, and by how much they are shifted.
 #[derive(Clone, Debug)]
@@ -41,12 +44,13 @@ impl FleetClock {
         let lag = signed(now.as_micros()) - signed((window.start + window.length).as_micros());
         let off = div_round(lag.saturating_sub(self.reference(&window.key.node)), length);
         let half = Micros::new(self.length.get() / 2);
+        let behind_max = signed(BEHIND.get().div_ceil(self.length.get())).max(AHEAD_WINDOWS);
         let node = self.nodes.entry(window.key.node.clone()).or_default();
         let is_live = node.last_arrival.is_none_or(|last| now.since(last).is_some_and(|gap| gap >= half));
         node.last_arrival = Some(now);
         if is_live {
             node.lag = Some(lag);
-            node.judge(off);
+            node.judge(off, behind_max);
         } else {
             node.candidate = None;
         }
@@ -69,7 +73,7 @@ impl FleetClock {
         let mut lags: Vec<i64> =
             self.nodes.iter().filter(|(id, _)| *id != node).filter_map(|(_, other)| other.lag).collect();
         lags.sort_unstable();
-        let tolerance = signed(self.length.get()).saturating_mul(TOLERANCE_WINDOWS);
+        let tolerance = signed(self.length.get()).saturating_mul(AHEAD_WINDOWS);
         match lags.get(lags.len().saturating_sub(1) / 2) {
             Some(median) if lags.len() > 1 || (median - self.nominal_lag).abs() <= tolerance => *median,
             _ => self.nominal_lag,
@@ -78,15 +82,17 @@ impl FleetClock {
 }
 
 impl NodeClock {
-    fn judge(&mut self, off: i64) {
-        if (off - self.shift).abs() <= TOLERANCE_WINDOWS {
+    /// `off`: windows that the newest live window seems behind, where up to `behind_max` mean nothing.
+    fn judge(&mut self, off: i64, behind_max: i64) {
+        let is_small = |off: i64| off >= -AHEAD_WINDOWS && off <= behind_max;
+        if is_small(off - self.shift) {
             self.candidate = None;
             return;
         }
         // A window cannot arrive before it has ended, so one from the future needs no second one.
-        let is_confirmed = off < -TOLERANCE_WINDOWS || self.candidate.is_some_and(|first| (first - off).abs() <= 1);
-        if is_confirmed || off.abs() <= TOLERANCE_WINDOWS {
-            self.shift = if off.abs() <= TOLERANCE_WINDOWS { 0 } else { off };
+        let is_confirmed = off < -AHEAD_WINDOWS || self.candidate.is_some_and(|first| (first - off).abs() <= 1);
+        if is_confirmed || is_small(off) {
+            self.shift = if is_small(off) { 0 } else { off };
             self.candidate = None;
         } else {
             self.candidate = Some(off);
@@ -161,6 +167,17 @@ mod tests {
     fn a_window_from_the_future_is_put_right_at_once() {
         let mut clock = FleetClock::new(LENGTH, Micros::from_secs(2));
         assert_eq!(live(&mut clock, "b", 0..3, -(HOUR as i64)), [0, 1, 2]);
+    }
+
+    #[test]
+    fn an_agent_that_lags_by_some_windows_keeps_its_starts() {
+        let mut clock = FleetClock::new(Micros::from_secs(1), Micros::from_secs(2));
+        for number in 0..20 {
+            let start = at(0) + Micros::from_secs(number);
+            let mut late = window("a", start);
+            late.length = Micros::from_secs(1);
+            assert_eq!(clock.place(&late, start + Micros::from_secs(20)), start);
+        }
     }
 
     #[test]

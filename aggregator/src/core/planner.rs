@@ -17,6 +17,8 @@ use crate::core::state::NodeState;
 
 /// Share of a node's cores or link that services may fill; the rest takes the kernel and bursts.
 const FILL: f64 = 0.9;
+/// Cores in use at this share of what there is are full.
+const FULL: f64 = 0.8;
 /// A limit must take away at least this share of what a co-runner uses, or it changes nothing.
 const BITE: f64 = 0.4;
 /// A service that uses this share of its own quota is held back by it.
@@ -219,11 +221,16 @@ impl<'a> Place<'a> {
     fn limit_co_runners(&self) -> Vec<Candidate> {
         let runners = self.co_runners(KnobKind::CpuQuota);
         let all: u64 = runners.iter().filter_map(|offer| offer.used).sum();
-        let need = self.services_need();
+        let (now, need) = self.services_use();
+        let in_use = all as f64 + now;
         let limit = |offer: &&KnobOffer| {
             let used = offer.used.filter(|used| *used >= USED_MIN)?;
             let others = (all - used) as f64;
-            let room = offer.capacity.map_or(0.0, |capacity| capacity as f64 * FILL - need - others);
+            // Where a service starves although the cores are not full, something above holds them all: a parent's
+            // limit, say. Then what is in use is all there is.
+            let is_full = |capacity: &f64| in_use >= FULL * capacity;
+            let there_is = offer.capacity.map(|capacity| capacity as f64).filter(is_full).unwrap_or(in_use);
+            let room = there_is * FILL - need - others;
             let wanted = room.min(used as f64 * (1.0 - BITE)).max(lowest_cores(offer));
             let in_force = match offer.current {
                 Setting::Cores(Some(current)) => f64::from(current).min(used as f64 * 1.1),
@@ -242,16 +249,18 @@ impl<'a> Place<'a> {
         runners.iter().filter_map(limit).collect()
     }
 
-    /// Thousandths of a core that the services of this node use: now, or when all is well, whichever is more.
-    fn services_need(&self) -> f64 {
+    /// Thousandths of a core that the services of this node use now, and what they need: that, or what they use when
+    /// all is well, whichever is more.
+    fn services_use(&self) -> (f64, f64) {
         let is_service = |offer: &&KnobOffer| matches!(offer.role, OfferRole::Service(_));
-        let now: u64 = self.offers(KnobKind::CpuQuota).filter(is_service).filter_map(|offer| offer.used).sum();
+        let offered: u64 = self.offers(KnobKind::CpuQuota).filter(is_service).filter_map(|offer| offer.used).sum();
         let on_node = |observation: &Observation| {
             let own = observation.services.iter().flat_map(|service| &service.instances);
             let used = own.filter(|one| one.node == *self.node).filter_map(|one| median(one, Metric::CpuUsed));
             used.sum::<f64>() * 1e3
         };
-        (now as f64).max(self.normal(on_node).unwrap_or(0.0))
+        let now = (offered as f64).max(on_node(self.fleet.newest));
+        (now, now.max(self.normal(on_node).unwrap_or(0.0)))
     }
 
     /// Median over healthy windows.
@@ -377,27 +386,27 @@ mod tests {
     use super::*;
     use crate::core::testing::{cgroup, node, service, slo, verdict};
 
-    fn instance(name: &str, on: &str, cpu: f32) -> InstanceObservation {
+    fn instance(name: &str, on: &str, own: f32, cpu: f32) -> InstanceObservation {
         InstanceObservation {
             instance: InstanceId::sanitized(name),
             node: node(on),
             metrics: vec![
-                (Metric::CpuUsed, UsageQuantiles([0.3; 6])),
+                (Metric::CpuUsed, UsageQuantiles([own; 6])),
                 (Metric::NodeCpuUtilisation, UsageQuantiles([cpu; 6])),
                 (Metric::NodeNetworkSent, UsageQuantiles([1e6; 6])),
             ],
         }
     }
 
-    /// geo has a replica on `a` (half full) and one on `b` (full).
-    fn observation() -> Observation {
+    /// geo has a replica on `a` (half full) and one on `b` (full), which use `own` cores.
+    fn observation(own: f32) -> Observation {
         Observation {
             start: Timestamp::from_micros(0),
             length: Micros::from_secs(10),
             edges: Vec::new(),
             services: vec![sage_causal::observation::ServiceObservation {
                 service: service("geo"),
-                instances: vec![instance("geo-1", "a", 0.5), instance("geo-2", "b", 0.99)],
+                instances: vec![instance("geo-1", "a", own, 0.5), instance("geo-2", "b", own, 0.99)],
             }],
             traces: Vec::new(),
             skeletons: Vec::new(),
@@ -436,7 +445,7 @@ mod tests {
     }
 
     fn plan_of(verdict: &Verdict, offers: Vec<(&str, Vec<KnobOffer>)>) -> Vec<(String, String, String)> {
-        let observation = observation();
+        let (newest, healthy) = (observation(0.1), observation(0.3));
         let nodes: BTreeMap<NodeId, NodeState> = offers
             .into_iter()
             .map(|(name, offers)| {
@@ -448,7 +457,7 @@ mod tests {
                 (node(name), state)
             })
             .collect();
-        let fleet = Fleet { nodes: &nodes, newest: &observation, healthy: &[&observation] };
+        let fleet = Fleet { nodes: &nodes, newest: &newest, healthy: &[&healthy] };
         candidates(verdict, &fleet)
             .into_iter()
             .map(|one| (one.node.to_string(), one.knob.to_string(), one.setting.to_string()))
@@ -476,6 +485,14 @@ mod tests {
             vec![quota("geo", geo(), None, 300), quota("hog", OfferRole::BestEffort, None, 1_600), freeze("hog")];
         let rows = plan(Resource::Cpu, vec![("b", offers)]);
         assert_eq!(rows, [row("b", "cpu_quota(hog)", "0.96 cores"), row("b", "freeze(hog)", "frozen")]);
+    }
+
+    #[test]
+    fn under_a_parents_limit_what_is_in_use_is_all_there_is() {
+        let offers = vec![quota("geo", geo(), None, 100), quota("hog", OfferRole::BestEffort, None, 500)];
+        let rows = plan(Resource::Cpu, vec![("b", offers)]);
+        // 0.6 cores are in use, a tenth of it is spare, and the service needs 0.3 when all is well.
+        assert_eq!(rows, [row("b", "cpu_quota(hog)", "0.24 cores")]);
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub struct Trail {
     pub now: SloState,
     /// The newest judged window's percentile.
     pub latency: Option<Micros>,
-    /// Violated windows in a row up to now; pauses up to [`PAUSE_MAX`] do not count.
+    /// Violated windows in a row up to now; short pauses do not count.
     pub violated: u32,
     /// Met windows in a row up to now, likewise.
     pub met: u32,
