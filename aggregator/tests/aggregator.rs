@@ -132,6 +132,19 @@ async fn sigterm_takes_settings_back_and_exits_0() {
     assert_eq!(state.actions()[&ActionId(1)].state, ActionState::Reverted);
 }
 
+#[test]
+fn sigterm_exits_0_whatever_is_asked_meanwhile() {
+    let fleet = Fleet::new();
+    for round in 0..5 {
+        let aggregator = fleet.start();
+        let (code, _) = aggregator.http("GET", "/api/v1/status", "");
+        assert_eq!(code, 200);
+        aggregator.terminate();
+        let (status, said) = aggregator.wait();
+        assert_eq!(status.code(), Some(0), "round {round}: {said}");
+    }
+}
+
 /// Writes the log of an aggregator that was killed with one action in force.
 fn leave_an_action_in_force(fleet: &Fleet) -> HeldLease {
     let cgroup = "demo/batch".to_owned().try_into().expect("valid");

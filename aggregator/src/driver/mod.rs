@@ -100,11 +100,14 @@ pub async fn run(config: Config) -> Result<(), DriverError> {
     let cancel = stop_signal()?;
     let dir = StateDir::lock(&config.state_dir)?;
     let clock = Clock::start();
-    let (replica, state) = SingleReplica::open(dir.path(), State::new(config.learning.windows_max))?;
+    let (replica, mut state) = SingleReplica::open(dir.path(), State::new(config.learning.windows_max))?;
+    state.keep_windows(config.learning.windows_max);
     let (welcome, higher) = Welcome::new(&config.name, &state);
     let (listener, events) = listen(&config, welcome.clone())?;
     let (trainer, models) = start_trainer()?;
-    let asks = serve_http(&config, &cancel).await?;
+    // Ends after the owner has: questions are asked of it until then.
+    let http = CancellationToken::new();
+    let asks = serve_http(&config, http.clone()).await?;
     let leader = Leader::new(rules(&config), &config.name, config.slos.clone(), state);
     let identity = Identity {
         name: config.name.clone(),
@@ -119,7 +122,7 @@ pub async fn run(config: Config) -> Result<(), DriverError> {
     notify(&[sd_notify::NotifyState::Ready]);
     let served = serve(&mut owner, &mut inputs, &cancel).await;
     notify(&[sd_notify::NotifyState::Stopping]);
-    cancel.cancel();
+    http.cancel();
     if served.is_ok() {
         tracing::info!("stopping: taking settings back");
         give_back(&mut owner, &mut inputs).await?;
@@ -214,7 +217,7 @@ fn listen(
     Ok((listener, events))
 }
 
-async fn serve_http(config: &Config, cancel: &CancellationToken) -> Result<mpsc::Receiver<Ask>, DriverError> {
+async fn serve_http(config: &Config, cancel: CancellationToken) -> Result<mpsc::Receiver<Ask>, DriverError> {
     let failed = |source| DriverError::Http { address: config.http, source };
     let listener = TcpListener::bind(config.http).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
@@ -223,7 +226,6 @@ async fn serve_http(config: &Config, cancel: &CancellationToken) -> Result<mpsc:
     }
     tracing::info!(http = %address, "listening for sagectl");
     let (asker, asks) = Asker::new();
-    let cancel = cancel.clone();
     tokio::spawn(async move {
         if let Err(error) = http::serve(listener, asker, cancel).await {
             tracing::error!(%error, "the HTTP server has ended");
