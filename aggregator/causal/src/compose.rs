@@ -236,9 +236,8 @@ impl<'a> CurveEngine<'a> {
             let normal = part.repaired();
             let held = if scene.is_net_like { 1.0 } else { held };
             part.observed.map(|q, log| {
-                let moved = log + share * (normal.logs()[q] - log);
-                let rest = normal.logs()[q].exp() + held * (log.exp() - normal.logs()[q].exp());
-                moved.min(rest.ln())
+                let (observed, normal) = (log.exp(), normal.logs()[q].exp());
+                (normal + (observed - normal) * held.min(1.0 - share)).ln()
             })
         });
         let client = self.compose_client(edge, &server, gap.as_ref())?;

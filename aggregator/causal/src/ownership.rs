@@ -2,10 +2,11 @@
 //! in others; a starved caller shifts all its out-gaps. A fixed side is right in one family and wrong in the other, so
 //! votes decide.
 
-use sage_common::Metric;
+use sage_common::{Metric, MetricGroup};
 
 use crate::{
     frame::Frame,
+    resource::group_score,
     scene::{Part, Scene},
 };
 
@@ -19,6 +20,10 @@ const VOTES_MAX: f64 = 6.0;
 const SHIFT_MIN_SD: f64 = 2.0;
 /// A self time shifted by less than this many standard deviations does not speak.
 const SELF_MIN_Z: f64 = 3.0;
+/// A processor score from which a service is short of processor time.
+const STARVED_MIN: f64 = 3.0;
+/// Weight of a caller's shifted self time where no processor metric says whether it is starved.
+const UNMEASURED_WEIGHT: f64 = 0.3;
 /// Standard deviations of a network metric above which the network is suspected.
 const NETWORK_MIN_Z: f64 = 5.0;
 /// Waiting calls at once below which Little's law says nothing.
@@ -42,10 +47,9 @@ pub fn p_callee_owns(scene: &Scene<'_>, frame: &Frame, edge: usize) -> f64 {
     let other_callers = votes(scene, shift, graph.ins(callee), |other| graph.caller(other).filter(|s| *s != caller));
     let other_callees =
         votes(scene, shift, graph.outs(caller), |other| Some(graph.callee(other)).filter(|s| *s != callee));
-    let mut odds = PRIOR + other_callers - other_callees + self_vote(scene, callee) - self_vote(scene, caller);
+    let mut odds = PRIOR + other_callers - other_callees + self_vote(scene, callee) - starved_vote(scene, caller);
     if scene.edges[edge].is_net_like {
-        let (of_callee, of_caller) = (scene.services[callee].network_z(), scene.services[caller].network_z());
-        odds += VOTE_MAX * (of_callee - of_caller) / of_callee.max(of_caller).max(1.0);
+        odds += VOTE_MAX * network_lean(scene, callee, caller);
     } else if pool_share(scene, frame, caller).is_some_and(|share| share < POOL_SHARE_MAX) {
         odds -= VOTE_MAX;
     }
@@ -112,6 +116,33 @@ fn self_vote(scene: &Scene<'_>, service: usize) -> f64 {
     let parts = scene.graph.ins(service).iter().filter(|edge| scene.is_counted(**edge));
     let z = parts.filter_map(|edge| Some(scene.edges[*edge].own?.shift_z())).fold(0.0, f64::max);
     (z / SELF_MIN_Z - 1.0).clamp(0.0, VOTE_MAX)
+}
+
+/// A caller whose self time is shifted may be late on its own side of every call, but only for want of a processor: a
+/// slow code path does not delay the calls that it makes. Without processor metrics the spans alone count for little.
+fn starved_vote(scene: &Scene<'_>, caller: usize) -> f64 {
+    let weight = match group_score(&scene.services[caller].usage, MetricGroup::Cpu) {
+        Some(score) if score > STARVED_MIN => 1.0,
+        Some(_) => 0.0,
+        None => UNMEASURED_WEIGHT,
+    };
+    weight * self_vote(scene, caller)
+}
+
+/// Which end of a slow link the network metrics speak against: 1 the callee, -1 the caller. By how much more round trip
+/// and how many more retransmits one end has; the sound end sees a part of both on the connections to the other.
+fn network_lean(scene: &Scene<'_>, callee: usize, caller: usize) -> f64 {
+    let leans = [Metric::RoundTrip, Metric::Retransmits, Metric::NodeNetworkDrops].into_iter().filter_map(|metric| {
+        let excess = |end: usize| {
+            let score = scene.services[end].score(metric)?;
+            Some(if score.z > SELF_MIN_Z { (score.observed - score.normal).max(0.0) } else { 0.0 })
+        };
+        let (of_callee, of_caller) = (excess(callee)?, excess(caller)?);
+        let larger = of_callee.max(of_caller);
+        (larger > 0.0).then(|| (of_callee - of_caller) / larger)
+    });
+    let (total, count) = leans.fold((0.0, 0_u32), |(total, count), lean| (total + lean, count + 1));
+    if count == 0 { 0.0 } else { total / f64::from(count) }
 }
 
 fn round_trip_excess_us(scene: &Scene<'_>, service: usize) -> f64 {

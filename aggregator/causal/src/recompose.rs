@@ -245,7 +245,7 @@ impl<'a> TraceEngine<'a> {
             return self.server[index] + observed;
         }
         let share = self.scene.gap_share(call.edge, services);
-        let moved = observed.max(US_MIN) * (normal.max(US_MIN) / observed.max(US_MIN)).powf(share);
+        let moved = observed - share * excess;
         let held = if self.scene.edges[call.edge].is_net_like { 1.0 } else { held };
         self.server[index] + moved.min(normal + excess * held)
     }

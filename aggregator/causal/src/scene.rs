@@ -169,12 +169,12 @@ impl<'a> Scene<'a> {
     }
 
     /// How much of the gap of `edge` an intervention on `services` repairs: all of it for the likelier owner, the odds of
-    /// it for the other; at a tie, all of it for either.
+    /// owning it for the other; at a tie, all of it for either.
     pub fn gap_share(&self, edge: usize, services: &[usize]) -> f64 {
-        let p = self.edges[edge].p_callee;
-        let of_callee = if services.contains(&self.graph.callee(edge)) { (2.0 * p).min(1.0) } else { 0.0 };
+        let (p, q) = (self.edges[edge].p_callee, 1.0 - self.edges[edge].p_callee);
+        let of_callee = if services.contains(&self.graph.callee(edge)) { (p / q).min(1.0) } else { 0.0 };
         let is_caller = self.graph.caller(edge).is_some_and(|caller| services.contains(&caller));
-        let of_caller = if is_caller { (2.0 * (1.0 - p)).min(1.0) } else { 0.0 };
+        let of_caller = if is_caller { (q / p).min(1.0) } else { 0.0 };
         (of_callee + of_caller).min(1.0)
     }
 

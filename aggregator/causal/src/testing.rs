@@ -186,6 +186,8 @@ struct Window<'a> {
     faults: &'a [Fault],
     draw: SmallRng,
     index: u64,
+    /// By caller (0 for clients, else its number plus one) and callee.
+    keys: Vec<Vec<EdgeKey>>,
     rate: f64,
     surge: f64,
     /// Tiers being served and their places in the trace, the innermost last.
@@ -203,6 +205,7 @@ impl<'a> Window<'a> {
             faults,
             draw,
             index,
+            keys: keys(world),
             rate: world.rate * swing * surge,
             surge,
             open: Vec::new(),
@@ -281,7 +284,7 @@ impl<'a> Window<'a> {
         self.open.push((tier, place as u32));
         trace.calls.push(TraceCall {
             parent,
-            edge: self.world.key(caller, tier),
+            edge: self.keys[caller.map_or(0, |caller| caller + 1)][tier].clone(),
             offset_us: offset as f32,
             client_us: None,
             server_us: None,
@@ -333,10 +336,10 @@ impl<'a> Window<'a> {
             key: self.world.key(caller, callee),
             calls: durations.client.len().max(durations.server.len()) as f64,
             errors: 0.0,
-            client: LatencyQuantiles::of_values(&mut durations.client),
-            server: LatencyQuantiles::of_values(&mut durations.server),
-            gap: LatencyQuantiles::of_values(&mut durations.gap),
-            self_time: LatencyQuantiles::of_values(&mut durations.own),
+            client: latencies(&mut durations.client),
+            server: latencies(&mut durations.server),
+            gap: latencies(&mut durations.gap),
+            self_time: latencies(&mut durations.own),
         };
         let mut edges: Vec<EdgeObservation> = edges.into_iter().map(edge).collect();
         edges.sort_by(|a, b| a.key.cmp(&b.key));
@@ -346,7 +349,7 @@ impl<'a> Window<'a> {
     fn objective(&self) -> ObjectiveObservation {
         let mut roots = self.edges.get(&(None, 0)).map(|durations| durations.server.clone()).unwrap_or_default();
         let calls = roots.len() as f64;
-        let latency_us = LatencyQuantiles::of_values(&mut roots).map_or(0.0, |q| f64::from(q.at(99.0)));
+        let latency_us = latencies(&mut roots).map_or(0.0, |q| f64::from(q.at(99.0)));
         ObjectiveObservation { slo: "entry".to_owned(), calls, latency_us }
     }
 
@@ -412,6 +415,17 @@ impl<'a> Window<'a> {
             (0..SAMPLES).map(|_| (level * (1.0 + 0.1 * self.draw.random_range(-1.0..1.0))) as f32).collect();
         UsageQuantiles::of_values(&mut values).expect("samples")
     }
+}
+
+fn keys(world: &World) -> Vec<Vec<EdgeKey>> {
+    let callers = std::iter::once(None).chain((0..world.tiers.len()).map(Some));
+    callers.map(|caller| (0..world.tiers.len()).map(|callee| world.key(caller, callee)).collect()).collect()
+}
+
+/// The grid of `values`, sorted here: this crate is optimised in every profile, the one that knows the grid is not.
+fn latencies(values: &mut [f32]) -> Option<LatencyQuantiles> {
+    values.sort_unstable_by(f32::total_cmp);
+    LatencyQuantiles::of_values(values)
 }
 
 /// What a fault does to the metrics of `tier`.

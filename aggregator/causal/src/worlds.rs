@@ -4,7 +4,12 @@ use sage_common::{Generation, Metric, Micros, ServiceId, Slo};
 
 use crate::{
     CvaeOptions, Model, ModelError, TrainOptions,
+    frame::Frame,
+    gvae::ServiceNet,
+    inputs::NetInputs,
+    normals::PromotedNet,
     observation::Observation,
+    pool,
     testing::{Fault, World},
     train,
     verdict::{Resource, Verdict, VerdictKind},
@@ -295,6 +300,43 @@ fn the_same_seed_and_history_give_the_same_model_and_its_bytes_the_same_verdict(
     assert_eq!(read.diagnose(&recent, &slo), model.diagnose(&recent, &slo));
     assert_eq!(read.to_bytes(), bytes);
     assert_eq!((read.generation(), read.cards()), (Generation(7), model.cards()));
+}
+
+#[test]
+fn a_promoted_net_takes_part_in_diagnosis_and_is_stored_with_the_model() {
+    let world = World::chain();
+    let slo = world.slo();
+    let history = world.windows(31, 0, HEALTHY, &[]);
+    let (mut model, _) = train(&history, std::slice::from_ref(&slo), None, &linear()).expect("healthy history");
+    let linear = model.clone();
+    let windows: Vec<&Observation> = history.iter().collect();
+    let graph = pool::graph(&model.edges, &model.skeletons, &windows);
+    let frames: Vec<Frame> = windows.iter().filter_map(|window| Frame::of(&graph, &[window])).collect();
+    let frames: Vec<&Frame> = frames.iter().collect();
+    for (number, service) in graph.services().iter().enumerate() {
+        let inputs = NetInputs::of(&model.normals, &model.normals.services[service], &graph, number);
+        let x = inputs.x(&model.normals, &graph, &frames).expect("rows fit");
+        let y = inputs.y(&graph, &frames).expect("rows fit");
+        let order: Vec<usize> = (0..frames.len()).collect();
+        let net = ServiceNet::train(&x, &y, &order, None, &CvaeOptions::default()).expect("trains");
+        model.normals.nets.insert(service.clone(), PromotedNet { inputs, net });
+    }
+    let recent = under(&world, 31, &[Fault::Cpu(2, 14.0)]);
+    let verdict = model.diagnose(&recent, &slo);
+    assert_eq!(names(&verdict), ["logic"], "{}", explain(&verdict));
+    assert_ne!(verdict.candidates, linear.diagnose(&recent, &slo).candidates, "the nets were not asked");
+    let read = Model::from_bytes(&model.to_bytes()).expect("own bytes");
+    assert_eq!(read.diagnose(&recent, &slo), verdict);
+}
+
+#[test]
+fn a_slow_code_path_does_not_take_over_the_queue_of_the_next_service() {
+    for seed in SEEDS {
+        let world = World::chain();
+        let (model, slo) = trained(&world, seed);
+        let verdict = model.diagnose(&under(&world, seed, &[Fault::Slow(1, 14.0), Fault::Queue(2, 12_000.0)]), &slo);
+        assert_eq!(names(&verdict), ["auth", "logic"], "seed {seed}: {}", explain(&verdict));
+    }
 }
 
 #[test]
