@@ -11,7 +11,7 @@ use crate::{
     kernel::sample::{Capability, host::HostFacts},
 };
 
-/// Asks the agent, or looks without it; exit code 1 when something does not work.
+/// Asks the agent, or looks without it; exit code 1 when something that is needed does not work.
 pub fn show(config: &Config, output: Output) -> Result<u8, CliError> {
     let report: DoctorReport = match client::ask(&config.socket, Verb::Doctor) {
         Ok(answer) => serde_json::from_value(answer)?,
@@ -23,7 +23,7 @@ pub fn show(config: &Config, output: Output) -> Result<u8, CliError> {
         Output::Table => print!("{}", screen(&report, &HostFacts::read(), Style::of_stdout())),
     }
     let lists = [&report.sources, &report.knobs, &report.surroundings];
-    Ok(if lists.into_iter().flatten().all(|line| line.works) { HEALTHY } else { DEGRADED })
+    Ok(if lists.into_iter().flatten().all(|line| line.works || !line.needed) { HEALTHY } else { DEGRADED })
 }
 
 fn screen(report: &DoctorReport, host: &HostFacts, style: Style) -> String {
@@ -45,7 +45,11 @@ fn screen(report: &DoctorReport, host: &HostFacts, style: Style) -> String {
 }
 
 fn show_line(line: &Capability, style: Style) -> String {
-    let mark = if line.works { style.good("works  ") } else { style.bad("missing") };
+    let mark = match (line.works, line.needed) {
+        (true, _) => style.good("works  "),
+        (false, true) => style.bad("MISSING"),
+        (false, false) => "missing".to_owned(),
+    };
     let enable = line.enable.as_ref().map_or(String::new(), |enable| format!("\n           -> {enable}"));
     format!("  {mark}  {:36}  {}{enable}\n", line.name, line.detail)
 }

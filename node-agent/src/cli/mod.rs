@@ -64,7 +64,8 @@ enum CliVerb {
     },
     /// List every source of usage and every knob: works, or why not and how to enable it
     ///
-    /// Asks the running agent, or looks itself when there is none. Exit code: 0 everything works, 1 something does not.
+    /// Asks the running agent, or looks itself when there is none. Exit code: 0 when
+    /// everything that is needed works, 1 when not; what is merely absent on this kernel does not count.
     Doctor {
         /// How to show it
         #[arg(long, value_enum, default_value_t)]

@@ -21,7 +21,7 @@ pub fn examine(config: &Config, daemon: bool) -> DoctorReport {
         daemon,
         sources: probe(&config.kernel),
         knobs: knobs(config),
-        surroundings: vec![certificates(config), directory(&config.state_dir), policy(config)],
+        surroundings: vec![certificates(config).needed(), directory(&config.state_dir).needed(), policy(config)],
     }
 }
 

@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn beyond_its_bytes_the_oldest_are_shed_and_counted() {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let one = (HEADER_LEN + window(7, 0).bytes().len()) as u64;
+        let one = (HEADER_LEN + window(7, 4).bytes().len()) as u64;
         let mut spool = Spool::open(directory.path(), 3 * one);
         (0..5).for_each(|seq| spool.push(window(7, seq)));
         assert_eq!(all(&mut spool), [(7, 2), (7, 3), (7, 4)]);

@@ -1,6 +1,6 @@
 //! Windows out and commands in: the spool, the link to the aggregators, the way to the actuator.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use sage_common::{BootId, Micros};
 use sage_protocol::{
@@ -18,6 +18,8 @@ use crate::{config::Config, kernel::chain};
 const TICK: Duration = Duration::from_secs(1);
 /// Between two attempts to read certificates that are missing or do not hold.
 const RETRY: Micros = Micros::from_secs(30);
+/// Results kept without a link: as many as a link keeps without a connection.
+const EARLY_MAX: usize = 256;
 /// How long a shutdown waits for the acknowledgement of the last windows.
 const FLUSH_MAX: Duration = Duration::from_millis(1_500);
 
@@ -31,6 +33,8 @@ pub struct Uplink {
     link: Option<(AgentLink, mpsc::Receiver<AgentLinkEvent>)>,
     retry_at: Micros,
     connection: Option<Connection>,
+    /// Results that came before there was a link: what an earlier life had left and was undone at start.
+    early: VecDeque<CommandResult>,
 }
 
 /// One connection to a leader.
@@ -44,7 +48,17 @@ impl Uplink {
     /// An uplink that begins unconnected, with what earlier lives left in the spool.
     pub fn new(config: Arc<Config>, boot: BootId, board: Arc<Board>, actuator: ActuatorHandle) -> Self {
         let spool = Spool::open(&config.state_dir.join("spool"), config.spool_bytes_max);
-        Self { config, boot, board, actuator, spool, link: None, retry_at: Micros::ZERO, connection: None }
+        Self {
+            config,
+            boot,
+            board,
+            actuator,
+            spool,
+            link: None,
+            retry_at: Micros::ZERO,
+            connection: None,
+            early: VecDeque::new(),
+        }
     }
 
     /// Runs until windows and results have both ended, then waits a little for the last acknowledgements.
@@ -103,8 +117,14 @@ impl Uplink {
         }
     }
 
-    fn report(&self, result: CommandResult) {
-        let Some((link, _)) = &self.link else { return };
+    fn report(&mut self, result: CommandResult) {
+        let Some((link, _)) = &self.link else {
+            if self.early.len() >= EARLY_MAX {
+                self.early.pop_front();
+            }
+            self.early.push_back(result);
+            return;
+        };
         if let Err(result) = link.report(result) {
             tracing::warn!(action = %result.action, "a result could not be reported; the audit has it");
         }
@@ -183,7 +203,10 @@ impl Uplink {
         }
         self.retry_at = now + RETRY;
         match tokio::task::block_in_place(|| self.start_link(state)) {
-            Ok(link) => self.link = Some(link),
+            Ok(link) => {
+                self.link = Some(link);
+                std::mem::take(&mut self.early).into_iter().for_each(|result| self.report(result));
+            }
             Err(problem) => {
                 tracing::warn!(problem, "windows are kept, nothing is sent");
                 self.board.views().uplink.link_problem = Some(problem);

@@ -26,17 +26,31 @@ pub struct Capability {
     /// What to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enable: Option<String>,
+    /// Whether the agent is of little use without it; `doctor` fails only for these.
+    #[serde(default)]
+    pub needed: bool,
 }
 
 impl Capability {
     /// Something that works.
     pub fn works(name: &str, detail: impl Into<String>) -> Self {
-        Self { name: name.to_owned(), works: true, detail: detail.into(), enable: None }
+        Self { name: name.to_owned(), works: true, detail: detail.into(), enable: None, needed: false }
     }
 
     /// Something that does not, and what to do.
     pub fn missing(name: &str, detail: impl Into<String>, enable: &str) -> Self {
-        Self { name: name.to_owned(), works: false, detail: detail.into(), enable: Some(enable.to_owned()) }
+        Self {
+            name: name.to_owned(),
+            works: false,
+            detail: detail.into(),
+            enable: Some(enable.to_owned()),
+            needed: false,
+        }
+    }
+
+    /// The same, as something that is needed.
+    pub fn needed(self) -> Self {
+        Self { needed: true, ..self }
     }
 
     fn of_file(name: &str, path: &Path, enable: &str) -> Self {
@@ -52,6 +66,9 @@ pub fn probe(config: &KernelConfig) -> Vec<Capability> {
     let hierarchy = Hierarchy::detect(&config.cgroup_root);
     let mut lines = cgroups(config, &hierarchy);
     lines.extend(procfs(config));
+    for line in &mut lines {
+        line.needed = NEEDED.contains(&line.name.as_str());
+    }
     lines.push(open_files_line(config));
     lines.push(links(config));
     lines.push(sockets(config));
@@ -64,9 +81,14 @@ pub fn probe(config: &KernelConfig) -> Vec<Capability> {
     lines
 }
 
+/// Without these there is no processor use, and most of what the model reasons about is missing.
+const NEEDED: [&str; 2] = [CGROUP_CPU, NODE_CPU];
+const CGROUP_CPU: &str = "cgroup processor time";
+const NODE_CPU: &str = "node processors";
+
 fn cgroups(config: &KernelConfig, hierarchy: &Hierarchy) -> Vec<Capability> {
     let trees = [
-        ("cgroup processor time", &hierarchy.usage, "cpuacct"),
+        (CGROUP_CPU, &hierarchy.usage, "cpuacct"),
         ("cgroup throttling and limits", &hierarchy.cpu, "cpu"),
         ("cgroup memory", &hierarchy.memory, "memory"),
         ("cgroup block I/O", &hierarchy.io, "blkio"),
@@ -101,7 +123,7 @@ fn cgroups(config: &KernelConfig, hierarchy: &Hierarchy) -> Vec<Capability> {
 fn procfs(config: &KernelConfig) -> Vec<Capability> {
     let root = &config.proc_root;
     let files: [(&str, PathBuf, &str); 7] = [
-        ("node processors", root.join("stat"), "mount procfs, or set kernel.proc_root"),
+        (NODE_CPU, root.join("stat"), "mount procfs, or set kernel.proc_root"),
         ("node memory", root.join("meminfo"), "mount procfs, or set kernel.proc_root"),
         ("node disks", root.join("diskstats"), "mount procfs, or set kernel.proc_root"),
         ("run-queue wait and context switches", root.join("self/schedstat"), "a kernel with CONFIG_SCHED_INFO"),
@@ -138,12 +160,15 @@ fn links(config: &KernelConfig) -> Capability {
 fn sockets(config: &KernelConfig) -> Capability {
     const NAME: &str = "TCP round trips and retransmits";
     // Process 1 is somebody else's: whoever can look into it can look into any service.
-    match SocketReader::new(config.proc_root.clone()).read(&BTreeSet::from([1, std::process::id()])) {
-        Ok(found) if found.contains_key(&1) => Capability::works(NAME, "sock_diag, joined through /proc/PID/fd"),
+    let sees_others = std::fs::read_dir(config.proc_root.join("1/fd")).is_ok();
+    match SocketReader::new(config.proc_root.clone()).read(&BTreeSet::from([std::process::id()])) {
+        Ok(_) if sees_others => {
+            Capability::works(NAME, "sock_diag, joined through /proc/PID/fd; this network namespace only")
+        }
         Ok(_) => Capability::missing(
             NAME,
-            "sock_diag answers, but other users' /proc/PID/fd, or processes of other network namespaces, are closed to us",
-            "run as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH, in the services' network namespace",
+            "sock_diag answers, but other users' /proc/PID/fd are closed to us",
+            "run as root, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH",
         ),
         Err(error) => {
             let enable = if error.kind() == io::ErrorKind::NotFound { "modprobe tcp_diag" } else { NETLINK_HINT };

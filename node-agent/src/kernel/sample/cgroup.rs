@@ -1,5 +1,7 @@
 //! One cgroup's files, v1 or v2, kept open and read every second.
 
+use std::path::PathBuf;
+
 use sage_common::CgroupPath;
 
 use super::{
@@ -13,6 +15,7 @@ use crate::core::usage::{InstanceSample, Pressure, SliceSample, Throttle};
 #[derive(Debug)]
 pub struct CgroupReader {
     cgroup: CgroupPath,
+    directory: PathBuf,
     life: u64,
     usage: Versioned,
     limit: Option<Limit>,
@@ -62,15 +65,18 @@ impl CgroupReader {
         let usage_name = if usage.is_v2 { "cpu.stat" } else { "cpuacct.usage" };
         let tasks = if main.is_v2 { "cgroup.threads" } else { "tasks" };
         let pressure = hierarchy.pressure.as_ref();
+        let directory = main.directory(cgroup);
         Some(Self {
             cgroup: cgroup.clone(),
-            life: inode(&main.directory(cgroup))?,
+            life: inode(&directory)?,
+            directory,
             usage: Versioned { file: file(usage, cgroup, usage_name), is_v2: usage.is_v2 },
             limit: hierarchy.cpu.as_ref().map(|tree| Limit::new(tree, cgroup)),
             throttles: hierarchy.cpu.as_ref().map(|tree| throttles(tree, cgroup)).unwrap_or_default(),
             memory: hierarchy.memory.as_ref().map(|tree| Memory::new(tree, cgroup)),
             io: hierarchy.io.as_ref().map(|tree| Io::new(tree, cgroup)),
-            pressure: pressure.map(|tree| ["cpu", "memory", "io"].map(|n| file(tree, cgroup, &format!("{n}.pressure")))),
+            pressure: pressure
+                .map(|tree| ["cpu", "memory", "io"].map(|n| file(tree, cgroup, &format!("{n}.pressure")))),
             processes: file(main, cgroup, "cgroup.procs"),
             tasks: file(main, cgroup, tasks),
         })
@@ -108,16 +114,16 @@ impl CgroupReader {
         }
     }
 
-    /// Fills in everything that the cgroup's own files say.
+    /// Fills in everything that the cgroup's own files say. A cgroup that is removed meanwhile has vanished, so that no
+    /// half a sample passes for a whole one.
     pub fn read(&mut self, sample: &mut InstanceSample, buffer: &mut Vec<u8>) -> Result<(), Vanished> {
         sample.cpu_ns = self.cpu_ns(buffer)?;
         sample.limit_cores = self.limit_cores(buffer);
         sample.throttles = self.throttles(buffer);
         (sample.memory_used, sample.memory_limit, sample.major_faults) = self.memory(buffer);
-        (sample.disk_bytes, sample.disk_operations) =
-            self.io.as_mut().map_or((None, None), |io| io.read(buffer));
+        (sample.disk_bytes, sample.disk_operations) = self.io.as_mut().map_or((None, None), |io| io.read(buffer));
         sample.pressure = self.pressure(buffer);
-        Ok(())
+        if inode(&self.directory) == Some(self.life) { Ok(()) } else { Err(Vanished) }
     }
 
     /// What matters of a cgroup that stands for the node.
@@ -212,7 +218,8 @@ impl Io {
         match self {
             Self::V2(stat) => stat.read(buffer).ok().map(text::io_stat).unzip(),
             Self::V1 { bytes, operations } => {
-                let total = |file: &mut KeptFile, buffer: &mut Vec<u8>| file.read(buffer).ok().and_then(text::blkio_total);
+                let total =
+                    |file: &mut KeptFile, buffer: &mut Vec<u8>| file.read(buffer).ok().and_then(text::blkio_total);
                 (total(bytes, buffer), total(operations, buffer))
             }
         }

@@ -9,15 +9,17 @@ use std::{
 
 /// The longest text taken from one file: `/proc/stat` of a machine with a thousand processors is shorter.
 pub const TEXT_MAX: usize = 1 << 20;
-/// Reads after which a file that was not there is looked for again: kernels do not grow features often.
-const RETRY_READS: u32 = 30;
+/// Reads left out at most before a file that was not there is looked for again. It begins with one and doubles: a
+/// cgroup's directories of several controllers are not made at once, but kernels do not grow features often.
+const SKIPS_MAX: u32 = 32;
 
 /// One file, kept open.
 #[derive(Debug)]
 pub struct KeptFile {
     path: PathBuf,
     file: Option<File>,
-    skip: u32,
+    skips: u32,
+    skips_left: u32,
 }
 
 /// What came of a read.
@@ -44,20 +46,21 @@ impl<'a> Text<'a> {
 impl KeptFile {
     /// Names a file; it is opened at the first read.
     pub const fn new(path: PathBuf) -> Self {
-        Self { path, file: None, skip: 0 }
+        Self { path, file: None, skips: 0, skips_left: 0 }
     }
 
     /// Reads the whole file into `buffer`.
     pub fn read<'a>(&mut self, buffer: &'a mut Vec<u8>) -> Text<'a> {
         if self.file.is_none() {
-            if self.skip > 0 {
-                self.skip -= 1;
+            if self.skips_left > 0 {
+                self.skips_left -= 1;
                 return Text::Absent;
             }
             self.file = File::open(&self.path).ok();
         }
         let Some(file) = &self.file else {
-            self.skip = RETRY_READS;
+            self.skips = (self.skips * 2).clamp(1, SKIPS_MAX);
+            self.skips_left = self.skips;
             return Text::Absent;
         };
         match read_at_start(file, buffer) {
@@ -145,7 +148,15 @@ mod tests {
         let (mut file, mut buffer) = (KeptFile::new(path.clone()), Vec::new());
         assert_eq!(file.read(&mut buffer), Text::Absent);
         std::fs::write(&path, "ok").expect("writable");
-        let reads = (0..=RETRY_READS).filter(|_| file.read(&mut buffer) == Text::Absent).count();
-        assert_eq!(reads as u32, RETRY_READS);
+        let misses = (0..3).take_while(|_| file.read(&mut buffer) == Text::Absent).count();
+        assert_eq!(misses, 1, "a new cgroup's files are not given up for long");
+    }
+
+    #[test]
+    fn a_file_that_stays_away_is_asked_for_ever_less_often() {
+        let mut file = KeptFile::new(PathBuf::from("/nonexistent"));
+        let mut buffer = Vec::new();
+        (0..200).for_each(|_| assert_eq!(file.read(&mut buffer), Text::Absent));
+        assert_eq!(file.skips, SKIPS_MAX);
     }
 }
