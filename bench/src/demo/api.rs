@@ -11,7 +11,7 @@ pub struct Window {
     /// Start, Unix milliseconds.
     pub start_at_ms: u64,
     /// Length.
-    pub length_ms: u64,
+    pub length_ms: f64,
     /// Latency of each objective.
     pub objectives: Vec<Objective>,
 }

@@ -54,6 +54,7 @@ pub struct Play {
     /// Latency as clients see it.
     pub clients: Vec<Point>,
     load_began: f64,
+    is_up: bool,
 }
 
 impl Play {
@@ -71,6 +72,7 @@ impl Play {
             timeline: Vec::new(),
             clients: Vec::new(),
             load_began: 0.0,
+            is_up: false,
         })
     }
 
@@ -102,9 +104,10 @@ impl Play {
         }
         let windows: Vec<Window> = match self.stage.api.get("/api/v1/windows?last=8") {
             Ok(windows) => windows,
-            Err(_) if self.timeline.is_empty() => return Ok(()), // still starting
+            Err(_) if !self.is_up => return Ok(()), // still starting
             Err(error) => return Err(error),
         };
+        self.is_up = true;
         for window in windows {
             self.take(&window);
         }
@@ -112,7 +115,7 @@ impl Play {
     }
 
     fn take(&mut self, window: &Window) {
-        let at = self.since_start(window.start_at_ms + window.length_ms);
+        let at = self.since_start(window.start_at_ms) + window.length_ms / 1e3;
         let Some(objective) = window.objectives.first().filter(|objective| objective.calls > 0.0) else { return };
         if self.timeline.last().is_none_or(|last| at > last.at + 1e-6) {
             self.timeline.push(Point { at, latency_ms: objective.latency_ms, calls: objective.calls });
