@@ -396,7 +396,10 @@ mod tests {
     mod root_tests {
         use std::time::{Duration, Instant};
 
+        use sage_common::{Metric, MetricValue};
+
         use super::*;
+        use crate::core::usage::UsageTracker;
 
         /// Cgroups of ours in the trees of this machine; removed with the value.
         struct Made(Vec<std::path::PathBuf>);
@@ -462,6 +465,73 @@ mod tests {
             drop(made);
             sampler.sweep(Micros::from_secs(1 << 20));
             assert!(sampler.sweep(Micros::from_secs(1 << 21)).instances.is_empty());
+        }
+
+        /// A busy process inside a cgroup of ours.
+        struct Busy(std::process::Child);
+
+        impl Busy {
+            fn start(made: &Made, name: &str) -> Self {
+                let child = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().expect("sh");
+                for parent in &made.0 {
+                    let file = parent.join(name).join("cgroup.procs");
+                    std::fs::write(file, child.id().to_string()).expect("root may move processes");
+                }
+                Self(child)
+            }
+        }
+
+        impl Drop for Busy {
+            fn drop(&mut self) {
+                let _ = self.0.kill();
+                let _ = self.0.wait();
+                // The kernel lets go of a dead task a moment after its parent has seen it.
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+
+        #[test]
+        #[ignore = "needs root: make test-root"]
+        fn a_throttled_loop_shows_its_cores_its_limit_and_its_throttling() {
+            let name = format!("sage-busy-{}", std::process::id());
+            let made = Made::parent(&name);
+            made.make("loop");
+            let cpu = Hierarchy::detect(Path::new("/sys/fs/cgroup")).cpu.expect("a cpu controller");
+            assert!(!cpu.is_v2, "the machines these tests run on mount v1");
+            // The parent's quota throttles the child too.
+            std::fs::write(cpu.root.join(&name).join("cpu.cfs_quota_us"), "20000").expect("root may set quotas");
+            let busy = Busy::start(&made, "loop");
+
+            let mut settings = Settings::default();
+            settings.kernel.node_cgroup = name.clone();
+            let config = settings.validate("n").expect("valid").kernel;
+            let service = "geo".parse().expect("valid");
+            let rules = Rules(vec![Rule { cgroup: Glob::new(&format!("{name}/*")), service }]);
+            let mut sampler = Sampler::new(config, rules, vec![]);
+            let mut tracker = UsageTracker::default();
+            let started = Instant::now();
+            for _ in 0..4 {
+                tracker.handle_sweep(&sampler.sweep(started.elapsed().into()));
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            drop(busy);
+            drop(made);
+
+            let usage = tracker.close();
+            let of = |metrics: &[MetricValue], metric: Metric| {
+                let found = metrics.iter().find(|value| value.metric == metric);
+                found.unwrap_or_else(|| panic!("{metric:?} is absent: {metrics:?}")).quantiles.median()
+            };
+            let own = &usage.instances[0].metrics;
+            let (used, throttled) = (of(own, Metric::CpuUsed), of(own, Metric::CpuThrottled));
+            assert!((0.05..0.35).contains(&used), "0.2 cores are allowed, {used} used");
+            assert!(throttled > 0.5, "{throttled}");
+            assert_eq!(of(own, Metric::Threads), 1.0);
+            assert!(of(own, Metric::NodeCpuCoRunners) < 0.1, "nobody else is in the slice");
+            assert!(of(own, Metric::RunQueueWait) >= 0.0 && of(own, Metric::ContextSwitches) > 0.0);
+            let slice = of(&usage.node, Metric::NodeCpuUtilisation);
+            assert!((0.4..1.3).contains(&slice), "the slice is full: {slice}");
+            assert!(own.iter().all(|value| value.metric != Metric::CpuLimitShare), "it has no limit of its own");
         }
 
         #[test]
