@@ -48,7 +48,7 @@ pub fn observe(windows: &[&NodeWindow], joined: Joined, scene: &Scene<'_>) -> Ob
         start: scene.start,
         length: scene.length,
         services: services(windows, &edges),
-        skeletons: skeletons(windows, scene),
+        skeletons: skeletons(windows, &latencies.server, scene),
         offered_per_s: offered(windows, &edges, scene),
         edges,
         traces: joined.traces,
@@ -108,7 +108,7 @@ impl Latencies {
                 operation: series.operation.clone(),
                 peer: series.peer.clone(),
             };
-            for (mut edge, share) in scene.learned.resolve(&name, scene.close) {
+            for (mut edge, share) in resolve(&name, &out.server, scene) {
                 if is_outside {
                     edge.caller = None;
                 }
@@ -194,6 +194,19 @@ impl Latencies {
     }
 }
 
+/// The edges that `name` travels, as learnt. In a complete window without those whose callee served nothing: it is gone,
+/// or has another name now, and must not live on in the calls of whoever took its place.
+fn resolve(name: &CallName, served: &BTreeMap<Served, Parts>, scene: &Scene<'_>) -> Vec<(EdgeKey, f64)> {
+    let mut learnt = scene.learned.resolve(name, scene.close);
+    let has_served = |edge: &EdgeKey| served.contains_key(&(edge.callee.clone(), edge.operation.clone()));
+    let share: f64 = learnt.iter().filter(|(edge, _)| has_served(edge)).map(|(_, share)| share).sum();
+    if scene.completeness >= 1.0 && share > 0.0 {
+        learnt.retain(|(edge, _)| has_served(edge));
+        learnt.iter_mut().for_each(|(_, part)| *part /= share);
+    }
+    learnt
+}
+
 fn quantiles_of(values: &[f32]) -> Option<LatencyQuantiles> {
     if values.len() < PAIRS_MIN {
         return None;
@@ -275,10 +288,10 @@ fn services(windows: &[&NodeWindow], edges: &[EdgeObservation]) -> Vec<ServiceOb
 }
 
 /// The agents' call structures with every call resolved to the edge that most of such calls take.
-fn skeletons(windows: &[&NodeWindow], scene: &Scene<'_>) -> Vec<ResolvedSkeleton> {
+fn skeletons(windows: &[&NodeWindow], served: &BTreeMap<Served, Parts>, scene: &Scene<'_>) -> Vec<ResolvedSkeleton> {
     let mut merged: BTreeMap<(Served, Groups), u32> = BTreeMap::new();
     for skeleton in windows.iter().flat_map(|window| &window.skeletons) {
-        let groups = resolve_groups(skeleton, scene);
+        let groups = resolve_groups(skeleton, served, scene);
         let count = merged.entry(((skeleton.service.clone(), skeleton.operation.clone()), groups)).or_default();
         *count = count.saturating_add(skeleton.count);
     }
@@ -288,13 +301,13 @@ fn skeletons(windows: &[&NodeWindow], scene: &Scene<'_>) -> Vec<ResolvedSkeleton
         .collect()
 }
 
-fn resolve_groups(skeleton: &Skeleton, scene: &Scene<'_>) -> Groups {
-    let resolve = |operation: &OperationId, peer: &Option<_>| {
+fn resolve_groups(skeleton: &Skeleton, served: &BTreeMap<Served, Parts>, scene: &Scene<'_>) -> Groups {
+    let busiest = |operation: &OperationId, peer: &Option<_>| {
         let name = CallName { caller: skeleton.service.clone(), operation: operation.clone(), peer: peer.clone() };
-        scene.learned.resolve(&name, scene.close).into_iter().next().map(|(edge, _)| edge)
+        resolve(&name, served, scene).into_iter().next().map(|(edge, _)| edge)
     };
     let branch = |calls: &Vec<sage_common::CallShape>| -> Vec<EdgeKey> {
-        calls.iter().filter_map(|call| resolve(&call.operation, &call.peer)).collect()
+        calls.iter().filter_map(|call| busiest(&call.operation, &call.peer)).collect()
     };
     let group = |branches: &Vec<Vec<_>>| -> Vec<Vec<EdgeKey>> {
         branches.iter().map(branch).filter(|calls| !calls.is_empty()).collect()
@@ -343,18 +356,44 @@ mod tests {
     }
 
     fn observed(windows: &[NodeWindow]) -> Observation {
+        observed_with(windows, &Learned::default(), 1.0)
+    }
+
+    fn observed_with(windows: &[NodeWindow], learned: &Learned, completeness: f32) -> Observation {
         let windows: Vec<&NodeWindow> = windows.iter().collect();
-        let learned = Learned::default();
-        let joined = join(&windows, &learned, 1, &BTreeSet::from([slo().service]));
+        let joined = join(&windows, learned, 1, &BTreeSet::from([slo().service]));
         let scene = Scene {
             start: Timestamp::from_micros(0),
             length: Micros::from_secs(10),
             close: 1,
-            completeness: 1.0,
+            completeness,
             slos: &[slo()],
-            learned: &learned,
+            learned,
         };
         observe(&windows, joined, &scene)
+    }
+
+    #[test]
+    fn who_served_nothing_in_a_complete_window_was_not_called() {
+        use crate::core::learned::Target;
+        let mut learned = Learned::default();
+        let peer = Some(PeerHint::Service(ServiceId::sanitized("search.local")));
+        let name = CallName { caller: ServiceId::sanitized("front"), operation: OperationId::sanitized("GET"), peer };
+        for (callee, count) in [("search", 900), ("finder", 100)] {
+            let target = Target { callee: ServiceId::sanitized(callee), operation: OperationId::sanitized("Find") };
+            learned.learn(&name, &target, count, 1);
+        }
+        let windows = [
+            window("a", vec![series("front", "GET", SeriesKind::Client, Some("search.local"), 50.0, 200.0)]),
+            window("b", vec![series("finder", "Find", SeriesKind::Server, None, 50.0, 100.0)]),
+        ];
+        let called = |completeness| -> Vec<(String, f64)> {
+            let edges = observed_with(&windows, &learned, completeness).edges;
+            edges.into_iter().map(|edge| (edge.key.callee.to_string(), edge.calls.round())).collect()
+        };
+        assert_eq!(called(1.0), [("finder".to_owned(), 50.0)], "search has a new name");
+        let with_search = called(0.5);
+        assert!(with_search.contains(&("search".to_owned(), 45.0)), "its node may be missing: {with_search:?}");
     }
 
     #[test]
