@@ -22,7 +22,7 @@ use super::{
 /// Line rate of a node's link, Mbit/s: far above what a demo application sends, low enough to fill from one core.
 pub const LINK_MBIT: u32 = 100;
 /// How long the queue at either end of a wire may grow before it drops.
-const QUEUE_MS: u32 = 60;
+const QUEUE_MS: u32 = 200;
 
 /// The namespaces of one demo; dropping it removes them.
 pub struct Network {

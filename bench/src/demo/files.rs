@@ -83,7 +83,7 @@ pub fn aggregator(paths: &Paths, pki: &Path, pace: Pace) -> Result<PathBuf> {
          [window]\nlength_ms = {window}\nlateness_ms = 700\n\n\
          [learning]\nwindows_min = {min}\nretrain_every_windows = 60\n\n\
          [diagnosis]\nviolated_windows = 2\ncalls_min = 20\n\n\
-         [planner]\nmode = \"auto\"\nlease_ms = {lease}\nverify_windows = 2\nhold_windows = 4\n",
+         [planner]\nmode = \"auto\"\nlease_ms = {lease}\nverify_windows = 2\nhold_windows = 8\n",
         state = state.display(),
         hub = HUB,
         pki = pki.display(),

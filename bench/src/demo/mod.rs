@@ -48,7 +48,7 @@ const UNPRIVILEGED: &str = "SAGE_DEMO_UNPRIVILEGED";
 /// Names of namespaces and cgroups start with this and the demo's process id.
 const PREFIX: &str = "sage-demo";
 /// Healthy windows before the first model.
-const WINDOWS_MIN: u32 = 36;
+const WINDOWS_MIN: u32 = 32;
 
 /// Learn a real application, break it, watch Sage name the culprit and repair the node.
 #[derive(Args, Clone, Debug)]

@@ -24,7 +24,7 @@ const POLL: Duration = Duration::from_millis(250);
 /// How long every node may take to be there.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 /// Windows before an objective is proposed from them.
-const WINDOWS_BEFORE_SLO: usize = 20;
+const WINDOWS_BEFORE_SLO: usize = 12;
 /// How long learning may take beyond its windows.
 const LEARN_LIMIT: Duration = Duration::from_secs(240);
 /// How long a fault may take to break the target.

@@ -226,7 +226,7 @@ impl Stage {
                     self.crowd_together(&node, pid)?;
                 }
             }
-            FaultKind::Network => drop(self.hog(&node, &["send", "--to", &sink])?),
+            FaultKind::Network => drop(self.hog(&node, &["send", "--to", &sink, "--connections", "8"])?),
             FaultKind::Disk => drop(self.hog(&node, &["disk", "--dir", &dir])?),
             FaultKind::Threads => self.command(&node, &fault.service, "threads 1")?,
             FaultKind::Slow => {

@@ -257,8 +257,13 @@ impl<O: Oracle> Leader<O> {
             .collect()
     }
 
-    /// What was given back shortly before `incident` began, to be applied again for twice as long.
+    /// What was given back shortly before `incident` began, to be applied again for twice as long, when the newest
+    /// verdict names the same service and resource: another fault may have begun at the same time.
     fn relapse(&self, incident: &Incident) -> Option<Plan> {
+        let verdict = &incident.newest()?.verdict;
+        let is_named = |action: &Action| {
+            verdict.culprits.iter().any(|culprit| culprit.service == action.service && culprit.resource == action.resource)
+        };
         let is_soon = |action: &&Action| {
             let after = incident.opened_close.saturating_sub(action.changed_close);
             after <= u64::from(action.hold_windows) + u64::from(self.rules.violated_windows)
@@ -268,6 +273,7 @@ impl<O: Oracle> Leader<O> {
                 && action.state == ActionState::Reverted
                 && action.ending == Some(Ending::GivenBack)
                 && action.changed_close <= incident.opened_close
+                && is_named(action)
         };
         let last = self.state.actions().values().rev().filter(given_back).find(is_soon)?;
         let node = self.state.nodes().get(&last.node)?;
