@@ -42,15 +42,20 @@ impl FleetClock {
     pub fn place(&mut self, window: &NodeWindow, now: Timestamp) -> Timestamp {
         let length = signed(self.length.get());
         let lag = signed(now.as_micros()) - signed((window.start + window.length).as_micros());
-        let off = div_round(lag.saturating_sub(self.reference(&window.key.node)), length);
+        let off = div_round(lag.saturating_sub(self.reference(&window.key.node, lag)), length);
+        let off_here = div_round(lag.saturating_sub(self.nominal_lag), length);
         let half = Micros::new(self.length.get() / 2);
         let behind_max = signed(BEHIND.get().div_ceil(self.length.get())).max(AHEAD_WINDOWS);
         let node = self.nodes.entry(window.key.node.clone()).or_default();
         let is_live = node.last_arrival.is_none_or(|last| now.since(last).is_some_and(|gap| gap >= half));
         node.last_arrival = Some(now);
-        if is_live {
-            node.lag = Some(lag);
-            node.judge(off, behind_max);
+        // A window cannot arrive before it has ended. One that does, by this machine's clock as well, needs no second
+        // one, and may be part of a burst: the first after a jump follows the one that the jump cut short.
+        let is_future = off.max(off_here) - node.shift < -AHEAD_WINDOWS;
+        // While a spool is drained the lag shrinks towards what it is.
+        node.lag = Some(if is_live { lag } else { node.lag.map_or(lag, |before| before.min(lag)) });
+        if is_live || is_future {
+            node.judge(off, behind_max, is_future);
         } else {
             node.candidate = None;
         }
@@ -67,30 +72,34 @@ impl FleetClock {
         self.nodes.retain(|id, _| is_known(id));
     }
 
-    /// The lag of a node whose clock is right, as the others of them tell it: the median of the others, unless there
-    /// is only one and it disagrees with this machine; then this machine decides.
-    fn reference(&self, node: &NodeId) -> i64 {
-        let mut lags: Vec<i64> =
-            self.nodes.iter().filter(|(id, _)| *id != node).filter_map(|(_, other)| other.lag).collect();
-        lags.sort_unstable();
+    /// The lag of a node whose clock is right: the median of all, with what this machine expects where their number is
+    /// even. Of two nodes that disagree this machine tells which is right.
+    fn reference(&self, node: &NodeId, lag: i64) -> i64 {
+        let others = self.nodes.iter().filter(|(id, _)| *id != node);
+        let mut lags: Vec<i64> = others.filter_map(|(_, other)| other.lag).collect();
         let tolerance = signed(self.length.get()).saturating_mul(AHEAD_WINDOWS);
-        match lags.get(lags.len().saturating_sub(1) / 2) {
-            Some(median) if lags.len() > 1 || (median - self.nominal_lag).abs() <= tolerance => *median,
-            _ => self.nominal_lag,
+        match lags[..] {
+            [] => return self.nominal_lag,
+            [other] => return if (other - self.nominal_lag).abs() <= tolerance { other } else { self.nominal_lag },
+            _ => lags.push(lag),
         }
+        if lags.len().is_multiple_of(2) {
+            lags.push(self.nominal_lag);
+        }
+        lags.sort_unstable();
+        lags[lags.len() / 2]
     }
 }
 
 impl NodeClock {
     /// `off`: windows that the newest live window seems behind, where up to `behind_max` mean nothing.
-    fn judge(&mut self, off: i64, behind_max: i64) {
+    fn judge(&mut self, off: i64, behind_max: i64, is_future: bool) {
         let is_small = |off: i64| off >= -AHEAD_WINDOWS && off <= behind_max;
         if is_small(off - self.shift) {
             self.candidate = None;
             return;
         }
-        // A window cannot arrive before it has ended, so one from the future needs no second one.
-        let is_confirmed = off < -AHEAD_WINDOWS || self.candidate.is_some_and(|first| (first - off).abs() <= 1);
+        let is_confirmed = is_future || self.candidate.is_some_and(|first| (first - off).abs() <= 1);
         if is_confirmed || is_small(off) {
             self.shift = if is_small(off) { 0 } else { off };
             self.candidate = None;
@@ -178,6 +187,47 @@ mod tests {
             late.length = Micros::from_secs(1);
             assert_eq!(clock.place(&late, start + Micros::from_secs(20)), start);
         }
+    }
+
+    #[test]
+    fn one_clock_of_three_that_jumps_ahead_in_the_middle_of_a_window_moves_nobody_else() {
+        let mut clock = FleetClock::new(LENGTH, Micros::from_secs(2));
+        for node in ["a", "b", "c"] {
+            live(&mut clock, node, 0..3, 0);
+        }
+        // The jump ends a window early; the next one ends soon after it by the new clock.
+        let soon = at(3) + Micros::from_secs(5);
+        let hour = LENGTH.saturating_mul(HOUR);
+        assert_eq!(clock.place(&window("b", at(3)), soon), at(3));
+        assert_eq!(clock.place(&window("b", at(3) + hour), soon + Micros::from_secs(3)), at(3));
+        for number in 3..8 {
+            assert_eq!(live(&mut clock, "a", number..number + 1, 0), [number as i64]);
+            assert_eq!(live(&mut clock, "b", number..number + 1, -(HOUR as i64)), [number as i64]);
+            assert_eq!(live(&mut clock, "c", number..number + 1, 0), [number as i64]);
+        }
+        assert_eq!(live(&mut clock, "b", 8..10, 0), [8, 9], "set right again");
+    }
+
+    #[test]
+    fn after_an_outage_whoever_is_first_to_have_drained_its_spool_is_not_ahead() {
+        let mut clock = FleetClock::new(LENGTH, Micros::from_secs(2));
+        let now = at(HOUR);
+        for node in ["a", "b", "c"] {
+            assert_eq!(clock.place(&window(node, at(0)), now), at(0));
+        }
+        for number in 1..HOUR {
+            assert_eq!(clock.place(&window("a", at(number)), now), at(number));
+        }
+        assert_eq!(live(&mut clock, "a", HOUR..HOUR + 1, 0), [HOUR as i64]);
+        for node in ["b", "c"] {
+            for number in 1..HOUR {
+                assert_eq!(clock.place(&window(node, at(number)), at(HOUR + 1)), at(number));
+            }
+        }
+        for node in ["a", "b", "c"] {
+            assert_eq!(live(&mut clock, node, HOUR + 2..HOUR + 4, 0), [HOUR as i64 + 2, HOUR as i64 + 3]);
+        }
+        assert_eq!(clock.shifted().count(), 0);
     }
 
     #[test]
