@@ -102,6 +102,7 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode> {
         pace: Pace { window_ms: args.window_ms, windows_min: WINDOWS_MIN },
         privileged,
     };
+    println!("\nStarting the application, then Sage …");
     let rate_qps = layout.rate;
     let stage = Stage::build(&script, layout, Paths { out: paths.out.clone(), bin: paths.bin.clone() })?;
     let mut play = Play::new(stage, args.window_ms as f64 / 1e3, stop_on_signal()?)?;

@@ -125,7 +125,7 @@ impl Play {
 
     /// Waits until all nodes send, an objective is set and the first model is there.
     pub fn learn(&mut self, percentile: f64, windows_min: u32) -> Result<()> {
-        self.screen.title("Starting");
+        self.screen.title("Learning");
         let deadline = Instant::now() + CONNECT_LIMIT;
         let nodes = self.stage.layout.nodes.len();
         while self.status().map_or(0, |status| status.nodes.iter().filter(|node| node.connected).count()) < nodes {

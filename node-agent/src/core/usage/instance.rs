@@ -44,7 +44,13 @@ impl Default for InstanceRates {
 
 impl InstanceRates {
     /// Takes one sample; what it says goes to `values`. `node_cores` are in use on the node by anyone.
-    pub(super) fn advance(&mut self, at: Micros, sample: &InstanceSample, node_cores: Option<f64>, values: &mut Values) {
+    pub(super) fn advance(
+        &mut self,
+        at: Micros,
+        sample: &InstanceSample,
+        node_cores: Option<f64>,
+        values: &mut Values,
+    ) {
         let cores = self.cpu.rate(at, sample.cpu_ns).map(|ns_per_s| ns_per_s / 1e9);
         values.push(Metric::CpuUsed, cores);
         values.push(Metric::CpuLimitShare, share(cores, sample.limit_cores));

@@ -18,8 +18,8 @@ pub use aligned::UsageWindows;
 pub use glob::Glob;
 pub use rules::{Hint, Origin, Rule, Rules};
 pub use sample::{
-    CgroupCpu, Connection, CpuTimes, Disk, InstanceSample, Link, NodeSample, Pressure, Qdisc, SliceSample, Sweep, TaskTimes,
-    Throttle,
+    CgroupCpu, Connection, CpuTimes, Disk, InstanceSample, Link, NodeSample, Pressure, Qdisc, SliceSample, Sweep,
+    TaskTimes, Throttle,
 };
 pub use values::SAMPLES_MAX;
 pub use window::{CgroupUse, LinkUse, UsageTracker, WindowUsage};

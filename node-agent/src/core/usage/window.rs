@@ -5,11 +5,7 @@ use std::collections::BTreeMap;
 use sage_common::{CgroupPath, InstanceId, InstanceUsage, MetricValue, ServiceId};
 
 use super::{
-    CgroupCpu, InstanceSample, Sweep,
-    instance::InstanceRates,
-    means::Means,
-    node::NodeRates,
-    rules::INSTANCES_MAX,
+    CgroupCpu, InstanceSample, Sweep, instance::InstanceRates, means::Means, node::NodeRates, rules::INSTANCES_MAX,
     values::Values,
 };
 
@@ -97,10 +93,8 @@ impl UsageTracker {
                 metrics,
             })
         });
-        let cgroup = |((cgroup, service, _), ns_per_s): ((CgroupPath, Option<ServiceId>, u64), Option<f64>)| CgroupUse {
-            cgroup,
-            service,
-            cores: ns_per_s.map(|ns_per_s| ns_per_s / 1e9),
+        let cgroup = |((cgroup, service, _), ns_per_s): ((CgroupPath, Option<ServiceId>, u64), Option<f64>)| {
+            CgroupUse { cgroup, service, cores: ns_per_s.map(|ns_per_s| ns_per_s / 1e9) }
         };
         WindowUsage {
             instances: instances.collect(),
@@ -115,7 +109,8 @@ impl UsageTracker {
     fn advance_policy(&mut self, sweep: &Sweep) {
         let cgroup = |c: &CgroupCpu| ((c.cgroup.clone(), c.service.clone(), c.life), c.cpu_ns);
         self.cgroups.advance(sweep.at, sweep.cgroups.iter().map(cgroup));
-        self.links.advance(sweep.at, sweep.node.links.iter().map(|link| ((link.name.clone(), link.index), Some(link.sent))));
+        self.links
+            .advance(sweep.at, sweep.node.links.iter().map(|link| ((link.name.clone(), link.index), Some(link.sent))));
         self.capacity_cores = match &sweep.node.slice {
             Some(slice) if slice.limit_cores.is_some() => slice.limit_cores,
             _ => sweep.node.cpu.map(|cpu| f64::from(cpu.cores)),
@@ -237,7 +232,12 @@ mod tests {
             let cpu = CpuTimes { busy: second * 100, steal: 0, total: second * 200, cores: 2 };
             let node = NodeSample { slice: Some(slice), cpu: Some(cpu), ..NodeSample::default() };
             let own = InstanceSample { cpu_ns: Some(second * 300_000_000), ..instance("a") };
-            tracker.handle_sweep(&Sweep { at: Micros::from_secs(second), node, instances: vec![own], ..Sweep::default() });
+            tracker.handle_sweep(&Sweep {
+                at: Micros::from_secs(second),
+                node,
+                instances: vec![own],
+                ..Sweep::default()
+            });
         }
         let usage = tracker.close();
         assert_eq!(median(&usage.node, Metric::NodeCpuUtilisation), Some(0.8));

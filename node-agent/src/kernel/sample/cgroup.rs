@@ -94,12 +94,12 @@ impl CgroupReader {
 
     /// The processes in it; `None` once it is gone.
     pub fn processes(&mut self, buffer: &mut Vec<u8>) -> Option<Vec<u32>> {
-        self.processes.read(buffer).ok().map(|text| text::ids(text).collect())
+        self.processes.read_anew(buffer).ok().map(|text| text::ids(text).collect())
     }
 
     /// The tasks in it.
     pub fn tasks(&mut self, buffer: &mut Vec<u8>) -> Option<Vec<u32>> {
-        self.tasks.read(buffer).ok().map(|text| text::ids(text).collect())
+        self.tasks.read_anew(buffer).ok().map(|text| text::ids(text).collect())
     }
 
     /// Processor time in nanoseconds; `Err` once the cgroup is gone.

@@ -101,7 +101,11 @@ mod tests {
         assert_eq!(found(&["app/*/geo"]).0, ["app/node-a/geo", "app/node-b/geo"]);
         assert_eq!(found(&["app/node-a/batch*", "none/*"]).0, ["app/node-a/batch-1"]);
         assert_eq!(found(&["**/geo"]).0, ["app/node-a/geo", "app/node-b/geo"]);
-        assert_eq!(found(&["app/node-a/geo"]), (vec!["app/node-a/geo".to_owned()], 4), "a plain path is not searched for");
+        assert_eq!(
+            found(&["app/node-a/geo"]),
+            (vec!["app/node-a/geo".to_owned()], 4),
+            "a plain path is not searched for"
+        );
     }
 
     #[test]

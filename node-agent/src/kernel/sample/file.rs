@@ -49,6 +49,13 @@ impl KeptFile {
         Self { path, file: None, skips: 0, skips_left: 0 }
     }
 
+    /// Reads the whole file, opened anew. cgroup v1 makes the list of `cgroup.procs` and `tasks` when the file is first
+    /// read after it was opened, and keeps it as long as somebody reads on: a kept one would never show who left or came.
+    pub fn read_anew<'a>(&mut self, buffer: &'a mut Vec<u8>) -> Text<'a> {
+        self.file = None;
+        self.read(buffer)
+    }
+
     /// Reads the whole file into `buffer`.
     pub fn read<'a>(&mut self, buffer: &'a mut Vec<u8>) -> Text<'a> {
         if self.file.is_none() {

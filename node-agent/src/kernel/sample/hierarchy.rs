@@ -40,7 +40,13 @@ impl Hierarchy {
     pub fn detect(root: &Path) -> Self {
         if root.join("cgroup.controllers").is_file() {
             let tree = Some(Tree { root: root.to_owned(), is_v2: true });
-            return Self { usage: tree.clone(), cpu: tree.clone(), memory: tree.clone(), io: tree.clone(), pressure: tree };
+            return Self {
+                usage: tree.clone(),
+                cpu: tree.clone(),
+                memory: tree.clone(),
+                io: tree.clone(),
+                pressure: tree,
+            };
         }
         let unified = root.join("unified");
         Self {

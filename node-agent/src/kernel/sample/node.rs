@@ -4,13 +4,7 @@ use std::path::PathBuf;
 
 use sage_common::CgroupPath;
 
-use super::{
-    cgroup::CgroupReader,
-    file::KeptFile,
-    hierarchy::Hierarchy,
-    links::LinkReader,
-    text,
-};
+use super::{cgroup::CgroupReader, file::KeptFile, hierarchy::Hierarchy, links::LinkReader, text};
 use crate::{
     config::KernelConfig,
     core::usage::{NodeSample, Pressure, SliceSample},

@@ -15,12 +15,7 @@ pub const TASKS_PER_SWEEP: usize = 8_192;
 
 /// Times of `tids`, within `budget` of reads. `None` when there are too many, or this kernel keeps none. A task that
 /// ended meanwhile is left out.
-pub fn task_times(
-    proc_root: &Path,
-    tids: &[u32],
-    budget: &mut usize,
-    buffer: &mut Vec<u8>,
-) -> Option<Vec<TaskTimes>> {
+pub fn task_times(proc_root: &Path, tids: &[u32], budget: &mut usize, buffer: &mut Vec<u8>) -> Option<Vec<TaskTimes>> {
     if tids.len() > TASKS_MAX.min(*budget) {
         return None;
     }
@@ -84,7 +79,8 @@ impl ProcessReader {
 
     /// Fills in what procfs says; `None` once the process is gone.
     pub fn read(&mut self, sample: &mut InstanceSample, buffer: &mut Vec<u8>) -> Option<()> {
-        let stat = text::process_stat(self.stat.read(buffer).ok()?).filter(|stat| stat.start_ticks == self.start_ticks)?;
+        let stat =
+            text::process_stat(self.stat.read(buffer).ok()?).filter(|stat| stat.start_ticks == self.start_ticks)?;
         let tick_ns = 1_000_000_000_u64.checked_div(procfs::ticks_per_second())?;
         sample.cpu_ns = Some(stat.cpu_ticks.saturating_mul(tick_ns));
         sample.memory_used = Some(stat.resident_pages.saturating_mul(procfs::page_size()));

@@ -492,6 +492,33 @@ mod tests {
 
         #[test]
         #[ignore = "needs root: make test-root"]
+        fn a_process_that_came_later_is_seen_and_one_that_left_is_not() {
+            let name = format!("sage-later-{}", std::process::id());
+            let made = Made::parent(&name);
+            made.make("loop");
+            let first = Busy::start(&made, "loop");
+            let config = Settings::default().validate("n").expect("valid").kernel;
+            let service = "geo".parse().expect("valid");
+            let rules = Rules(vec![Rule { cgroup: Glob::new(&format!("{name}/*")), service }]);
+            let mut sampler = Sampler::new(config, rules, vec![]);
+            let started = Instant::now();
+            let mut look = || {
+                let sweep = sampler.sweep(started.elapsed().into());
+                sweep.instances.first().map(|instance| (instance.threads, instance.connections.is_some()))
+            };
+            assert_eq!(look(), Some((Some(1), true)));
+            let second = Busy::start(&made, "loop");
+            // Who owns which socket is looked up every third sweep; until then a new process's are unknown.
+            assert_eq!(look().map(|seen| seen.0), Some(Some(2)));
+            assert_eq!((look(), look()).1, Some((Some(2), true)));
+            drop(first);
+            // Its connections are known too: none of those that are gone counts as unreadable.
+            assert_eq!(look(), Some((Some(1), true)));
+            drop(second);
+        }
+
+        #[test]
+        #[ignore = "needs root: make test-root"]
         fn a_throttled_loop_shows_its_cores_its_limit_and_its_throttling() {
             let name = format!("sage-busy-{}", std::process::id());
             let made = Made::parent(&name);

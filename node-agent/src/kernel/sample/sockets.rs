@@ -115,7 +115,8 @@ impl SocketReader {
             let process = self.proc_root.join(pid.to_string());
             let is_here = own_net.is_some() && std::fs::read_link(process.join("ns/net")).ok() == own_net;
             let inodes = is_here.then(|| socket_inodes(&process, &mut budget)).flatten();
-            self.scanned.insert(*pid, inodes.is_some());
+            // Who has ended since the list of processes was read has no connections: known, not unreadable.
+            self.scanned.insert(*pid, inodes.is_some() || !process.exists());
             self.owners.extend(inodes.into_iter().flatten().map(|inode| (inode, *pid)));
         }
     }

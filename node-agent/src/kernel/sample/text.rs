@@ -200,7 +200,8 @@ mod tests {
 
     #[test]
     fn pressure_is_the_total_of_the_some_line() {
-        let text = "some avg10=0.43 avg60=1.17 avg300=3.80 total=209048869\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=3\n";
+        let text =
+            "some avg10=0.43 avg60=1.17 avg300=3.80 total=209048869\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=3\n";
         assert_eq!(pressure_total(text), Some(209_048_869));
         assert_eq!(pressure_total("full avg10=0.00 total=3\n"), None);
     }
@@ -243,7 +244,8 @@ mod tests {
 
     #[test]
     fn a_process_may_be_called_anything() {
-        let text = "42 (a) R (b) ) S 1 42 42 0 -1 4194304 100 0 7 0 30 12 0 0 20 0 5 0 123456 9000 250 18446744073709551615";
+        let text =
+            "42 (a) R (b) ) S 1 42 42 0 -1 4194304 100 0 7 0 30 12 0 0 20 0 5 0 123456 9000 250 18446744073709551615";
         let expected = ProcessStat { major_faults: 7, cpu_ticks: 42, start_ticks: 123_456, resident_pages: 250 };
         assert_eq!(process_stat(text), Some(expected));
     }
