@@ -291,7 +291,9 @@ impl Play {
                 action.reverted_at_ms.map(|at| (at, format!("action on {}: {} given back", action.node, action.knob)));
             events.extend(applied.into_iter().chain(reverted));
         }
-        record.action = self.choose(&actions);
+        let applied = actions.iter().filter_map(|action| action.applied_at_ms);
+        record.acted_at = applied.min().map(|at| self.since_start(at));
+        record.action = self.choose(&actions, record.recovered_at);
         events.sort();
         for (at, text) in events.iter().skip(*said) {
             self.screen.event(self.since_start(*at), text);
@@ -300,9 +302,12 @@ impl Play {
         Ok(())
     }
 
-    /// The action that was in force last: kept before reverted, later before earlier.
-    fn choose(&self, actions: &[Action]) -> Option<ActionRecord> {
-        let rank = |action: &&Action| (action.state == "kept", action.applied_at_ms.is_some(), action.applied_at_ms);
+    /// The last action that took effect before `recovered_at`, or else the last of all.
+    fn choose(&self, actions: &[Action], recovered_at: Option<f64>) -> Option<ActionRecord> {
+        let is_in_time = |at: u64| recovered_at.is_none_or(|recovered| self.since_start(at) <= recovered);
+        let rank = |action: &&Action| {
+            (action.applied_at_ms.is_some_and(is_in_time), action.applied_at_ms.is_some(), action.applied_at_ms)
+        };
         actions.iter().max_by_key(rank).map(|action| ActionRecord {
             knob: action.knob_kind.clone(),
             setting: action.setting.clone(),
@@ -314,15 +319,8 @@ impl Play {
     }
 
     fn finish(&mut self, fault: &Fault, record: &mut FaultRecord, known: u64, neighbours: &[String]) -> Result<()> {
-        let applied = record.action.clone();
         let mut said = usize::MAX;
         self.read(record, known, &mut said)?;
-        // Later incidents of the same fault may have had actions of their own; keep the one that was watched.
-        if let (Some(watched), Some(now)) = (applied, record.action.as_mut())
-            && watched.applied_at != now.applied_at
-        {
-            *now = ActionRecord { reverted_at: now.reverted_at, ..watched };
-        }
         record.p99_ms = Around::default();
         record.read_timeline(&self.timeline, self.target().unwrap_or(f64::MAX), self.at());
         record.correct = record.verdict.as_ref().is_some_and(|verdict| {

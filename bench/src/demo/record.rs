@@ -57,6 +57,9 @@ pub struct FaultRecord {
     pub verdict: Option<VerdictRecord>,
     /// The action that was in force when the target was met again, or else the last one.
     pub action: Option<ActionRecord>,
+    /// When the first action took effect.
+    #[serde(skip)]
+    pub acted_at: Option<f64>,
     /// End of the first of two windows in a row that met the target again.
     pub recovered_at: Option<f64>,
     /// When the demo itself took the fault away.
@@ -124,7 +127,7 @@ pub struct Point {
 impl FaultRecord {
     /// Fills in what the timeline says: violation, recovery, latency around.
     ///
-    /// Recovery is looked for after the action took effect, or without one after the fault was withdrawn.
+    /// Recovery is looked for after the first action took effect, or without one after the fault was withdrawn.
     pub fn read_timeline(&mut self, timeline: &[Point], target_ms: f64, until: f64) {
         let between =
             |from: f64, to: f64| timeline.iter().filter(move |point| point.at > from && point.at <= to).copied();
@@ -134,7 +137,7 @@ impl FaultRecord {
         let before: Vec<Point> = between(after - 20.0, after).collect();
         self.p99_ms.before = median(&before);
         let Some(violated) = self.violation_at else { return };
-        let repaired = self.action.as_ref().and_then(|action| action.applied_at).or(self.withdrawn_at);
+        let repaired = self.acted_at.or(self.withdrawn_at);
         let met: Vec<Point> = repaired.map(|at| between(at.max(violated), until).collect()).unwrap_or_default();
         self.recovered_at = met.windows(2).find(|pair| !pair.iter().any(above)).map(|pair| pair[0].at);
         let worst_until = self.recovered_at.unwrap_or(until);
@@ -167,15 +170,7 @@ mod tests {
     #[test]
     fn recovery_is_two_windows_in_a_row_after_the_action() {
         let timeline = timeline(&[10.0, 10.0, 80.0, 90.0, 20.0, 60.0, 20.0, 21.0, 22.0]);
-        let action = ActionRecord {
-            knob: String::new(),
-            setting: String::new(),
-            node: String::new(),
-            state: String::new(),
-            applied_at: Some(8.5),
-            reverted_at: None,
-        };
-        let mut record = FaultRecord { injected_at: 4.5, action: Some(action), ..FaultRecord::default() };
+        let mut record = FaultRecord { injected_at: 4.5, acted_at: Some(8.5), ..FaultRecord::default() };
         record.read_timeline(&timeline, 50.0, 100.0);
         assert_eq!(record.violation_at, Some(6.0));
         assert_eq!(record.recovered_at, Some(14.0));
