@@ -148,7 +148,7 @@ impl Agent {
     /// Starts a process that knows nothing but what is on disk.
     pub(super) fn start(&mut self, around: &mut Around<'_>) {
         let boot = BootId(self.draw.id());
-        around.trace.note(around.now, format!("{} starts as boot {boot}", around.machine.node));
+        around.trace.note(around.now, &format!("{} starts as boot {boot}", around.machine.node));
         let mut fuse = None;
         let world = World { machine: around.machine, undo: &mut self.undo, fuse: &mut fuse };
         let hands = Hands::recover(self.policy.clone(), around.now, &world);
@@ -179,7 +179,7 @@ impl Agent {
     /// The process is gone; what it has not written is lost.
     pub(super) fn crash(&mut self, around: &mut Around<'_>) {
         if self.life.take().is_some() {
-            around.trace.note(around.now, format!("{} crashes", around.machine.node));
+            around.trace.note(around.now, &format!("{} crashes", around.machine.node));
         }
         self.fuse = None;
     }
@@ -280,7 +280,7 @@ impl Life {
 
     fn report(&mut self, around: &mut Around<'_>, results: Vec<CommandResult>) {
         for result in results {
-            around.trace.note(around.now, format!("{} reports {}: {:?}", self.node, result.action, result.outcome));
+            around.trace.note(around.now, &format!("{} reports {}: {:?}", self.node, result.action, result.outcome));
             self.session.handle_input(around.now, AgentInput::Result(result));
         }
     }
@@ -332,14 +332,14 @@ impl Life {
         let Around { now, ledger, trace, .. } = &mut *desk.around;
         match event {
             AgentEvent::Connected { term, acknowledged_below, .. } => {
-                trace.note(*now, format!("{} is connected in term {term}", self.node));
+                trace.note(*now, &format!("{} is connected in term {term}", self.node));
                 self.cursor = None;
                 let is_over = |key: &WindowKey| key.boot == self.boot && key.seq < acknowledged_below;
                 ledger.acknowledge(&self.node, self.boot, 0..acknowledged_below);
                 desk.spool.forget(is_over);
             }
-            AgentEvent::Disconnected(why) => trace.note(*now, format!("{} is disconnected: {why}", self.node)),
-            AgentEvent::Term(term) => trace.note(*now, format!("{} hears of term {term}", self.node)),
+            AgentEvent::Disconnected(why) => trace.note(*now, &format!("{} is disconnected: {why}", self.node)),
+            AgentEvent::Term(term) => trace.note(*now, &format!("{} hears of term {term}", self.node)),
             AgentEvent::Acknowledged { boot, sequences } => {
                 ledger.acknowledge(&self.node, boot, sequences.iter().copied());
                 desk.spool.forget(|key| key.boot == boot && sequences.contains(&key.seq));
@@ -353,7 +353,7 @@ impl Life {
     fn obey(&mut self, command: Command, desk: &mut Desk<'_, '_>) -> Result<(), Crashed> {
         let Around { now, trace, .. } = &mut *desk.around;
         let Command { term, action, order } = &command;
-        trace.note(*now, format!("{} is told in term {term}: {action} {order:?}", self.node));
+        trace.note(*now, &format!("{} is told in term {term}: {action} {order:?}", self.node));
         let now = *now;
         let results = self.hands.take(now, Input::Command(command), &mut desk.world())?;
         self.report(desk.around, results);

@@ -23,7 +23,7 @@ use super::{
 };
 
 /// Closed windows between two snapshots.
-const COMPACT_EVERY: u64 = 7;
+const COMPACT_EVERY: u64 = 11;
 /// Sent commands that are remembered, for delivering them late.
 const SENT_MAX: usize = 64;
 
@@ -314,7 +314,7 @@ impl Aggregator {
                     self.tell(&node, now, AggregatorInput::Command(command));
                 }
                 Output::Train(job) => self.jobs.push_back(job),
-                Output::Note(event) => trace.note(now, format!("aggregator-{}: {}", self.process, event.text)),
+                Output::Note(event) => trace.note(now, &format!("aggregator-{}: {}", self.process, event.text)),
             }
         }
         Ok(())

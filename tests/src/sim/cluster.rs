@@ -188,7 +188,7 @@ impl Cluster {
     pub fn rules() -> Rules {
         Rules {
             windows_min: 14,
-            windows_max: 200,
+            windows_max: 60,
             retrain_every_windows: 30,
             calls_min: 40.0,
             hold_windows: 3,

@@ -32,7 +32,7 @@ impl Cluster {
         let state = self.disk().state(self.empty_state());
         let (setting, log) = self.setting();
         let now = self.now;
-        self.trace.note(now, format!("aggregator-{} starts with {} entries", setting.process, state.applied()));
+        self.trace.note(now, &format!("aggregator-{} starts with {} entries", setting.process, state.applied()));
         self.aggregators.push(Aggregator::start(setting, state, log));
         self.with_aggregator(None, |aggregator, trace| aggregator.settle(now, trace));
     }
@@ -61,7 +61,7 @@ impl Cluster {
 
     pub(super) fn aggregator_is_gone(&mut self, place: usize) {
         let gone = self.aggregators.remove(place);
-        self.trace.note(self.now, format!("aggregator-{} crashes", gone.process));
+        self.trace.note(self.now, &format!("aggregator-{} crashes", gone.process));
         for conn in self.network.of_process(gone.process) {
             self.fall_silent(conn, End::Agent);
         }
@@ -92,11 +92,11 @@ impl Cluster {
     pub fn reboot(&mut self, number: usize) {
         self.crash_agent(number);
         self.machines[number].reboot();
-        self.trace.note(self.now, format!("{} reboots", self.machines[number].node));
+        self.trace.note(self.now, &format!("{} reboots", self.machines[number].node));
     }
 
     pub(super) fn agent_is_gone(&mut self, number: usize, conn: Option<ConnId>) {
-        self.trace.note(self.now, format!("the agent of {} is gone", self.machines[number].node));
+        self.trace.note(self.now, &format!("the agent of {} is gone", self.machines[number].node));
         if let Some(conn) = conn {
             self.fall_silent(conn, End::Aggregator);
         }
@@ -111,7 +111,7 @@ impl Cluster {
     /// Breaks the connection of agent `number`; each end learns of it in its own time.
     pub fn cut(&mut self, number: usize) {
         let Some(conn) = self.agents[number].life.as_ref().and_then(|life| life.conn) else { return };
-        self.trace.note(self.now, format!("the connection of {} breaks", self.machines[number].node));
+        self.trace.note(self.now, &format!("the connection of {} breaks", self.machines[number].node));
         for to in [End::Agent, End::Aggregator] {
             let after = self.draw.millis(0..=3_000);
             let payload = Payload::Over("broken".to_owned());
@@ -127,14 +127,14 @@ impl Cluster {
     /// Lets nothing through to machine `number` (`is_deaf`), or from it (`is_mute`).
     pub fn partition(&mut self, number: usize, is_deaf: bool, is_mute: bool) {
         let node = &self.machines[number].node;
-        self.trace.note(self.now, format!("{node} is cut off: deaf {is_deaf}, mute {is_mute}"));
+        self.trace.note(self.now, &format!("{node} is cut off: deaf {is_deaf}, mute {is_mute}"));
         let weather = &mut self.network.weather[number];
         (weather.is_deaf, weather.is_mute) = (is_deaf, is_mute);
     }
 
     /// Ends the partition of machine `number`: what was held back arrives now.
     pub fn heal(&mut self, number: usize) {
-        self.trace.note(self.now, format!("{} is reachable again", self.machines[number].node));
+        self.trace.note(self.now, &format!("{} is reachable again", self.machines[number].node));
         for (conn, to, payload) in self.network.heal(number) {
             self.deliver(conn, to, payload);
         }

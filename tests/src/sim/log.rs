@@ -43,14 +43,17 @@ impl LogDisk {
     }
 }
 
+/// A proposal and its bytes.
+type Entry = (Proposal, Vec<u8>);
+
 /// The log of a process that runs.
 pub(super) struct MemoryLog {
     disk: Arc<Mutex<LogDisk>>,
     term: Term,
     sink: Option<Sink>,
-    waiting: VecDeque<(Proposal, Vec<u8>)>,
+    waiting: VecDeque<Entry>,
     /// The entries of the sync under way, and when it is done.
-    syncing: Option<(Vec<(Proposal, Vec<u8>)>, Micros)>,
+    syncing: Option<(Vec<Entry>, Micros)>,
     /// Another process has taken the disk over: nothing becomes durable any more.
     pub is_fenced: bool,
     now: Micros,

@@ -24,7 +24,7 @@ impl Default for Trace {
 
 impl Trace {
     /// Notes an event that people want to read.
-    pub fn note(&mut self, at: Micros, text: String) {
+    pub fn note(&mut self, at: Micros, text: &str) {
         self.count(at, text.as_bytes());
         if self.lines.len() == LINES_MAX {
             self.lines.pop_front();

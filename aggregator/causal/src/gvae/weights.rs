@@ -26,7 +26,7 @@ impl ServiceNet {
             bytes.extend(number.to_le_bytes());
         }
         let scalers = [&self.x.location, &self.x.scale, &self.y.location, &self.y.scale].into_iter().flatten().copied();
-        let floats = scalers.chain(self.net.parameters().flat_map(|parameter| parameter.as_vec()));
+        let floats = scalers.chain(self.net.parameters().flat_map(dfdx::tensor::Tensor::as_vec));
         floats.for_each(|value| bytes.extend(value.to_le_bytes()));
         bytes.extend(xxh3_64(&bytes).to_le_bytes());
         bytes

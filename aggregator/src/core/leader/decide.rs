@@ -262,7 +262,10 @@ impl<O: Oracle> Leader<O> {
     fn relapse(&self, incident: &Incident) -> Option<Plan> {
         let verdict = &incident.newest()?.verdict;
         let is_named = |action: &Action| {
-            verdict.culprits.iter().any(|culprit| culprit.service == action.service && culprit.resource == action.resource)
+            verdict
+                .culprits
+                .iter()
+                .any(|culprit| culprit.service == action.service && culprit.resource == action.resource)
         };
         let is_soon = |action: &&Action| {
             let after = incident.opened_close.saturating_sub(action.changed_close);
