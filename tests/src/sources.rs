@@ -20,6 +20,11 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
 }
 
+/// The manifest of the crate in `crate_folder`; empty when there is none.
+pub fn manifest(crate_folder: &str) -> String {
+    fs::read_to_string(root().join(crate_folder).join("Cargo.toml")).unwrap_or_default()
+}
+
 /// Every Rust file below the root's folder `folder`.
 pub fn below(folder: &str) -> Vec<Source> {
     let mut found = Vec::new();

@@ -1,6 +1,6 @@
 //! The floor plan of ARCHITECTURE.md, held by reading the source: which crate and module may name what.
 
-use sage_tests::sources::{Source, below, lines_naming, root};
+use sage_tests::sources::{Source, below, lines_naming, manifest};
 
 /// Floors 0 and 1: everything that decides.
 const PURE: [&str; 9] = [
@@ -47,10 +47,6 @@ const CRATES: [&str; 7] = ["common", "protocol", "node-agent", "aggregator", "ag
 
 fn sources(folders: &[&str]) -> Vec<Source> {
     folders.iter().flat_map(|folder| below(folder)).collect()
-}
-
-fn manifest(crate_folder: &str) -> String {
-    std::fs::read_to_string(root().join(crate_folder).join("Cargo.toml")).expect("every crate has a manifest")
 }
 
 #[test]
