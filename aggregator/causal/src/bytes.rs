@@ -79,7 +79,7 @@ pub fn write(model: &Model) -> Vec<u8> {
     bytes
 }
 
-/// Reads what [`write`] wrote.
+/// Reads what [`write()`] wrote.
 pub fn read(bytes: &[u8]) -> Result<Model, ModelError> {
     let mut rest = bytes.strip_prefix(&MAGIC).ok_or(ModelError::Foreign)?;
     let version = u16::from_le_bytes(take(&mut rest)?);
