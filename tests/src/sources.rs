@@ -25,19 +25,27 @@ pub fn manifest(crate_folder: &str) -> String {
     fs::read_to_string(root().join(crate_folder).join("Cargo.toml")).unwrap_or_default()
 }
 
-/// Every Rust file below the root's folder `folder`.
+/// Every Rust file below the root's folder `folder`, but for modules that only tests have.
 pub fn below(folder: &str) -> Vec<Source> {
     let mut found = Vec::new();
     let mut pending = vec![root().join(folder)];
     while let Some(path) = pending.pop() {
         if path.is_dir() {
             pending.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
-        } else if path.extension().is_some_and(|ending| ending == "rs") {
+        } else if path.extension().is_some_and(|ending| ending == "rs") && !is_test_only(&path) {
             found.push(read(&path));
         }
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
     found
+}
+
+/// Whether the module above declares this file's module behind `#[cfg(test)]`.
+fn is_test_only(path: &Path) -> bool {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_stem()) else { return false };
+    let declared = format!("#[cfg(test)]\nmod {};", name.to_string_lossy());
+    let above = [folder.join("mod.rs"), folder.join("lib.rs"), folder.with_extension("rs")];
+    above.iter().any(|file| fs::read_to_string(file).is_ok_and(|text| text.contains(&declared)))
 }
 
 fn read(path: &Path) -> Source {

@@ -17,10 +17,11 @@ fn newest(cluster: &Cluster) -> Option<&Action> {
     cluster.state()?.actions().values().next_back()
 }
 
+/// Whether the target is met in the newest windows that say so; the newest of all may wait for a late node.
 fn is_met(cluster: &Cluster) -> bool {
-    let newest = cluster.state().and_then(|state| state.history().back());
-    let target = Cluster::slo().target.get() as f64;
-    newest.is_some_and(|window| window.observation.objectives.iter().any(|one| one.latency_us <= target))
+    let windows = cluster.state().into_iter().flat_map(|state| state.history().iter().rev().take(2));
+    let latencies: Vec<f64> = windows.flat_map(|one| &one.observation.objectives).map(|one| one.latency_us).collect();
+    !latencies.is_empty() && latencies.iter().all(|latency| *latency <= Cluster::slo().target.get() as f64)
 }
 
 fn has_open_incident(cluster: &Cluster) -> bool {
@@ -102,7 +103,7 @@ fn what_does_not_help_is_given_back_and_the_next_is_tried() {
 
 #[test]
 fn a_hog_that_stays_is_probed_ever_more_rarely() {
-    for_seeds(2, |seed| {
+    for_seeds(1, |seed| {
         let mut cluster = Cluster::learned(seed);
         cluster.machines[1].hog = Some(Hog::Processor);
         cluster.run_windows(90);
@@ -163,6 +164,7 @@ fn an_aggregator_that_dies_anywhere_loses_nothing_and_goes_on_where_it_was() {
         assert_only_touched(&cluster, 1);
         cluster.assert_as_found();
         cluster.assert_each_window_counts_once();
+        cluster.assert_the_disk_says_the_same();
     });
 }
 
@@ -301,6 +303,7 @@ fn whatever_the_network_does_every_window_counts_once() {
         assert_nothing_waits(&cluster);
         cluster.assert_as_found();
         cluster.assert_each_window_counts_once();
+        cluster.assert_the_disk_says_the_same();
     });
 }
 
@@ -506,5 +509,23 @@ fn after_any_disaster_the_cluster_comes_to_rest_as_it_was_found() {
         assert_nothing_waits(&cluster);
         cluster.assert_as_found();
         cluster.assert_each_window_counts_once();
+        cluster.assert_the_disk_says_the_same();
+    });
+}
+
+#[test]
+fn a_clock_some_seconds_off_spoils_no_diagnosis() {
+    for_seeds(8, |seed| {
+        let mut cluster = Cluster::learned(seed);
+        let by = Micros::from_secs(1 + seed % 4);
+        cluster.machines[(seed % 3) as usize].jump(by, seed > 4);
+        cluster.run_windows(4);
+        for machine in [1, 2] {
+            cluster.machines[machine].hog = Some(Hog::Processor);
+            cluster.run_until("applied action", 8, |c| !c.machines[machine].changed().is_empty());
+            assert_right_culprit(&cluster, machine, Resource::Cpu);
+            cluster.machines[machine].hog = None;
+            cluster.run_until("end", 20, is_all_over);
+        }
     });
 }

@@ -26,8 +26,8 @@ pub struct FleetClock {
 struct NodeClock {
     last_arrival: Option<Timestamp>,
     lag: Option<i64>,
-    /// A shift that one live window asked for; the next one confirms it.
-    candidate: Option<i64>,
+    /// A shift that one live window asked for, and its start; the next one confirms it.
+    candidate: Option<(i64, Timestamp)>,
     /// Whole windows added to every start of this node.
     shift: i64,
 }
@@ -47,7 +47,12 @@ impl FleetClock {
         let half = Micros::new(self.length.get() / 2);
         let behind_max = signed(BEHIND.get().div_ceil(self.length.get())).max(AHEAD_WINDOWS);
         let node = self.nodes.entry(window.key.node.clone()).or_default();
-        let is_live = node.last_arrival.is_none_or(|last| now.since(last).is_some_and(|gap| gap >= half));
+        let gap = node.last_arrival.and_then(|last| now.since(last));
+        let is_live = node.last_arrival.is_none() || gap.is_some_and(|gap| gap >= half);
+        // A wrong clock is off by the same time at each window. A spool that is drained slowly, or in pieces, is not.
+        let quarter = self.length.get() / 4;
+        let is_in_step = gap.is_some_and(|gap| gap.get().abs_diff(self.length.get()) <= quarter);
+        node.candidate = node.candidate.filter(|(_, start)| is_in_step && *start + self.length == window.start);
         node.last_arrival = Some(now);
         // A window cannot arrive before it has ended. One that does, by this machine's clock as well, needs no second
         // one, and may be part of a burst: the first after a jump follows the one that the jump cut short.
@@ -55,9 +60,7 @@ impl FleetClock {
         // While a spool is drained the lag shrinks towards what it is.
         node.lag = Some(if is_live { lag } else { node.lag.map_or(lag, |before| before.min(lag)) });
         if is_live || is_future {
-            node.judge(off, behind_max, is_future);
-        } else {
-            node.candidate = None;
+            node.judge(off, window.start, behind_max, is_future);
         }
         shifted(window.start, node.shift.saturating_mul(length))
     }
@@ -93,18 +96,18 @@ impl FleetClock {
 
 impl NodeClock {
     /// `off`: windows that the newest live window seems behind, where up to `behind_max` mean nothing.
-    fn judge(&mut self, off: i64, behind_max: i64, is_future: bool) {
+    fn judge(&mut self, off: i64, start: Timestamp, behind_max: i64, is_future: bool) {
         let is_small = |off: i64| off >= -AHEAD_WINDOWS && off <= behind_max;
         if is_small(off - self.shift) {
             self.candidate = None;
             return;
         }
-        let is_confirmed = is_future || self.candidate.is_some_and(|first| (first - off).abs() <= 1);
+        let is_confirmed = is_future || self.candidate.is_some_and(|(first, _)| (first - off).abs() <= 1);
         if is_confirmed || is_small(off) {
             self.shift = if is_small(off) { 0 } else { off };
             self.candidate = None;
         } else {
-            self.candidate = Some(off);
+            self.candidate = Some((off, start));
         }
     }
 }
@@ -228,6 +231,21 @@ mod tests {
             assert_eq!(live(&mut clock, node, HOUR + 2..HOUR + 4, 0), [HOUR as i64 + 2, HOUR as i64 + 3]);
         }
         assert_eq!(clock.shifted().count(), 0);
+    }
+
+    #[test]
+    fn a_spool_drained_slowly_or_in_pieces_keeps_its_starts() {
+        let mut clock = FleetClock::new(LENGTH, Micros::from_secs(2));
+        for node in ["a", "b", "c"] {
+            live(&mut clock, node, 0..3, 0);
+        }
+        // Two pieces with the same lag, a minute apart; then one window every six seconds.
+        assert_eq!(clock.place(&window("a", at(3)), at(13)), at(3));
+        assert_eq!(clock.place(&window("a", at(9)), at(19)), at(9));
+        for number in 0..30 {
+            let now = at(40) + Micros::from_secs(6 * number);
+            assert_eq!(clock.place(&window("a", at(10 + number)), now), at(10 + number), "{number}");
+        }
     }
 
     #[test]

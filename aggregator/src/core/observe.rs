@@ -241,7 +241,10 @@ fn objective(windows: &[&NodeWindow], latencies: &Latencies, slo: &Slo) -> Optio
 /// Arrivals per second at the services that clients call.
 fn offered(windows: &[&NodeWindow], edges: &[EdgeObservation], scene: &Scene<'_>) -> f64 {
     let is_entry = |service: &ServiceId| scene.slos.iter().any(|slo| slo.service == *service);
-    let roots = edges.iter().filter(|edge| edge.key.caller.is_none());
+    // Calls without a caller may be those of a node that is missing: only who is never called by others is an entry too.
+    let called = scene.learned.called();
+    let is_open = |service: &ServiceId| is_entry(service) || !called.contains(service);
+    let roots = edges.iter().filter(|edge| edge.key.caller.is_none() && is_open(&edge.key.callee));
     let from_edges: f64 = roots.map(|edge| edge.calls).sum();
     let mut counted = Sum::default();
     let mut refused = 0.0;
@@ -371,6 +374,21 @@ mod tests {
             learned,
         };
         observe(&windows, joined, &scene)
+    }
+
+    #[test]
+    fn calls_whose_callers_node_is_missing_are_no_arrivals() {
+        use crate::core::learned::Target;
+        let mut learned = Learned::default();
+        let name =
+            CallName { caller: ServiceId::sanitized("geo"), operation: OperationId::sanitized("GET"), peer: None };
+        let target = Target { callee: ServiceId::sanitized("stock"), operation: OperationId::sanitized("Find") };
+        learned.learn(&name, &target, 100, 1);
+        let windows = [
+            window("a", vec![series("front", "GET /", SeriesKind::Server, None, 100.0, 200.0)]),
+            window("c", vec![series("stock", "Find", SeriesKind::Server, None, 100.0, 50.0)]),
+        ];
+        assert_eq!(observed_with(&windows, &learned, 0.6).offered_per_s, 10.0, "geo's window has not come");
     }
 
     #[test]

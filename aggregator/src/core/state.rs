@@ -250,16 +250,16 @@ impl State {
         Some(start)
     }
 
-    /// The observation of a closed interval that is still kept; learns from it when `is_new`.
+    /// The observation of a closed interval that is still kept, and what it teaches of who calls whom.
     fn observe(&mut self, start: Timestamp, is_new: bool) -> Option<Observation> {
         let entries: BTreeSet<ServiceId> = self.slos.iter().map(|slo| slo.service.clone()).collect();
         let windows = self.assembly.closed(start);
         let length = windows.first()?.length;
         let joined = join::join(&windows, &self.learned, self.closes, &entries);
+        for ((name, target), count) in &joined.names {
+            self.learned.learn(name, target, *count, self.closes);
+        }
         if is_new {
-            for ((name, target), count) in &joined.names {
-                self.learned.learn(name, target, *count, self.closes);
-            }
             self.counters.join.add(joined.counters);
         }
         let delivered: BTreeSet<&NodeId> = windows.iter().map(|window| &window.key.node).collect();
@@ -275,10 +275,15 @@ impl State {
         Some(observe::observe(&windows, joined, &scene))
     }
 
+    /// A late window has come. It may be of a node that is late each time, so the graph hears of it as well.
     fn observe_again(&mut self, start: Timestamp) {
         let Some(observation) = self.observe(start, false) else { return };
+        let observation = Arc::new(observation);
+        if let Some(newest) = self.history.back().filter(|window| window.observation.start == start) {
+            self.graph.update(&observation, newest.close);
+        }
         if let Some(window) = self.history.iter_mut().rev().find(|window| window.observation.start == start) {
-            window.observation = Arc::new(observation);
+            window.observation = observation;
         }
     }
 
@@ -602,6 +607,21 @@ mod tests {
         let newest = |state: &State| state.history().back().expect("closed").observation.clone();
         assert_eq!(newest(&late).traces.len(), newest(&straight).traces.len());
         assert_eq!(newest(&late).edges, newest(&straight).edges);
+    }
+
+    #[test]
+    fn a_node_that_is_late_each_time_is_in_the_graph_and_learnt_from() {
+        let (windows, _) = built(5, |_| false);
+        let mut state = State::new(100);
+        for pair in windows.chunks(2) {
+            arrive(&mut state, &pair[0]);
+            let at = pair[0].start + WINDOW;
+            apply(&mut state, &Proposal::Close { start: pair[0].start, arrived: at, at });
+            arrive(&mut state, &pair[1]);
+        }
+        let geo = state.graph().service(&crate::core::testing::service("geo")).expect("it is called");
+        assert!(geo.nodes.contains(&node("b")), "{geo:?}");
+        assert!(state.learned.called().contains(&crate::core::testing::service("geo")));
     }
 
     #[test]

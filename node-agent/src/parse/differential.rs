@@ -380,22 +380,6 @@ fn four_mebibytes_of_empty_messages_cost_no_memory() {
 }
 
 #[test]
-fn a_mebibyte_of_empty_json_objects_costs_no_memory() {
-    let many = vec!["{}"; BOMB / 12].join(","); // a MiB each: JSON is slow without optimisation
-    let requests = [
-        format!("{{\"resourceSpans\":[{many}]}}"),
-        format!("{{\"resourceSpans\":[{{\"scopeSpans\":[{{\"spans\":[{many}]}}]}}]}}"),
-        format!("{{\"resourceSpans\":[{{\"resource\":{{\"attributes\":[{many}]}}}}]}}"),
-    ];
-    let before = peak_kib();
-    for request in &requests {
-        otlp_json::decode(request.as_bytes(), drop).expect("well-formed");
-    }
-    let grown = peak_kib() - before;
-    assert!(grown < 2048, "{grown} KiB more for 3 MiB of requests");
-}
-
-#[test]
 fn a_million_attributes_and_a_huge_name_keep_the_span() {
     let attribute = KeyValue { key: "k".into(), value: None, ..KeyValue::default() };
     let mut attributes = vec![attribute; 1_000_000];

@@ -5,7 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use sage_aggregator::core::State;
 use sage_common::{BootId, Knob, LatencySeries, NodeId, NodeWindow, SeriesKind, Timestamp, WindowKey};
 
-use super::{agent::Agent, cluster::Cluster, log::LogDisk, machine::Machine};
+use super::{
+    agent::Agent,
+    cluster::Cluster,
+    log::{LogDisk, lock},
+    machine::Machine,
+};
 
 /// What agents made and what they were told is safe: the plain model that the aggregator is compared with.
 #[derive(Clone, Debug, Default)]
@@ -44,12 +49,16 @@ impl Ledger {
         self.acknowledged.len()
     }
 
-    /// Every acknowledged window is durable, and `state`, which is what the disk says, counts every durable one once.
-    fn check(&self, disk: &LogDisk, state: &State) {
+    /// Every acknowledged window is durable.
+    fn check_durable(&self, disk: &LogDisk) {
         for key in &self.acknowledged {
             assert!(disk.windows.contains(key), "{key:?} is acknowledged and lost");
         }
         assert!(disk.windows.iter().all(|key| self.made.contains_key(key)), "a window that nobody made");
+    }
+
+    /// `state` counts every durable window once.
+    fn check_counted(disk: &LogDisk, state: &State) {
         assert_eq!(state.counters().windows, disk.windows.len() as u64, "every durable window counts once");
         let by_node: u64 = state.nodes().values().map(|node| node.windows).sum();
         assert_eq!(by_node, disk.windows.len() as u64, "and for its own node");
@@ -68,7 +77,8 @@ impl Ledger {
             let made = requests.get(&start).copied().unwrap_or_default();
             let is_right =
                 if state.counters().late_dropped == 0 { counted as u64 == made } else { counted as u64 <= made };
-            assert!(is_right, "{counted} requests in the window at {} us, of {made}", start.as_micros());
+            let at = start.as_micros();
+            assert!(is_right, "{counted} requests in the window at {at} us, of {made}");
         }
     }
 }
@@ -108,11 +118,25 @@ impl Cluster {
 
     /// What was acknowledged is durable, what is durable is counted once, and nothing else is counted.
     pub fn assert_each_window_counts_once(&self) {
-        let disk = self.disk();
-        let state = disk.state(self.empty_state());
-        self.ledger.check(&disk, &state);
+        let disk = lock(&self.log_disk);
+        self.ledger.check_durable(&disk);
+        let Some(state) = self.state() else { return };
+        Ledger::check_counted(&disk, state);
         if self.machines.iter().all(|machine| !machine.has_jumped()) {
-            self.ledger.check_requests(&disk, &state);
+            self.ledger.check_requests(&disk, state);
         }
+    }
+
+    /// What is on disk gives the state that the aggregator has in memory.
+    pub fn assert_the_disk_says_the_same(&self) {
+        let from_disk = self.disk().state(self.empty_state());
+        let in_memory = self.state().expect("the aggregator is up");
+        assert!(
+            from_disk == *in_memory,
+            "{} and {} entries:{}",
+            from_disk.applied(),
+            in_memory.applied(),
+            self.story()
+        );
     }
 }

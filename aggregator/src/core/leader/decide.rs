@@ -189,8 +189,8 @@ impl<O: Oracle> Leader<O> {
                 }
                 continue;
             };
-            let recent: Vec<Arc<Observation>> = self.recent();
             let Some(slo) = self.state.slo(&incident.slo) else { continue };
+            let recent: Vec<Arc<Observation>> = self.recent(slo);
             if let Some(verdict) = oracle.diagnose(&recent, slo, *generation) {
                 let change = IncidentChange::Diagnosed(Box::new(verdict));
                 return Some(Proposal::Incident { id, at: now, change });
@@ -199,9 +199,22 @@ impl<O: Oracle> Leader<O> {
         None
     }
 
-    fn recent(&self) -> Vec<Arc<Observation>> {
+    /// Newest windows for the model, oldest first. One that waits for a late node is left out where the one before is
+    /// violated as well.
+    fn recent(&self, slo: &Slo) -> Vec<Arc<Observation>> {
         let history = self.state.history();
-        history.iter().skip(history.len().saturating_sub(RECENT_WINDOWS)).map(|w| w.observation.clone()).collect()
+        let unsettled = self.unsettled();
+        let settled = history.len().saturating_sub(unsettled);
+        let is_enough = |window: &ClusterWindow| slo::judge(slo, window, self.rules.calls_min) == SloState::Violated;
+        let has_enough = settled.checked_sub(1).and_then(|at| history.get(at)).is_some_and(is_enough);
+        let end = if has_enough { settled } else { history.len() };
+        history.range(end.saturating_sub(RECENT_WINDOWS)..end).map(|window| window.observation.clone()).collect()
+    }
+
+    /// How many of the newest windows still wait for a late node: one at most, and only after a complete one.
+    fn unsettled(&self) -> usize {
+        let mut newest = self.state.history().iter().rev().map(|window| window.observation.completeness >= 1.0);
+        usize::from(newest.next() == Some(false) && newest.next() == Some(true))
     }
 
     /// A verdict is due at first, after an action has shown what it does, and now and then; only while it is violated.
@@ -246,7 +259,8 @@ impl<O: Oracle> Leader<O> {
     }
 
     fn ranked(&self, incident: &Incident) -> Vec<Plan> {
-        let (Some(record), Some(newest)) = (incident.newest(), self.state.history().back()) else { return Vec::new() };
+        let newest = self.state.history().iter().rev().nth(self.unsettled());
+        let (Some(record), Some(newest)) = (incident.newest(), newest) else { return Vec::new() };
         let healthy: Vec<&Observation> =
             self.healthy().rev().take(NORMAL_WINDOWS).map(|window| &*window.observation).collect();
         let fleet = Fleet { nodes: self.state.nodes(), newest: &newest.observation, healthy: &healthy };

@@ -18,6 +18,14 @@ const BATCH_MAX: usize = 16;
 /// After taking over, agents need this long to find the new leader; until then nobody counts as late.
 const TAKEOVER_GRACE: Micros = Micros::from_secs(5);
 
+/// When the windows of a waiting interval arrived.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Arrivals {
+    first: Timestamp,
+    /// When more than half of the live nodes had delivered.
+    most: Option<Timestamp>,
+}
+
 impl<O: Oracle> Leader<O> {
     pub(super) fn take_window(&mut self, now: Timestamp, mut window: NodeWindow) {
         self.counters.windows += 1;
@@ -70,15 +78,24 @@ impl<O: Oracle> Leader<O> {
     }
 
     pub(super) fn note_arrivals(&mut self, now: Timestamp) {
-        for (start, _) in self.state.assembly().pending() {
-            self.first_arrivals.entry(start).or_insert(now);
+        let live = self.state.live_nodes();
+        for (start, delivered) in self.state.assembly().pending() {
+            let arrivals = self.arrivals.entry(start).or_insert(Arrivals { first: now, most: None });
+            if 2 * delivered.len() > live.len() {
+                arrivals.most.get_or_insert(now);
+            }
         }
     }
 
-    /// When the oldest waiting interval is closed without the nodes that are missing.
+    /// When the oldest waiting interval is closed without the nodes that are missing. One node whose clock is seconds
+    /// ahead must not have it closed before the others have come, so time runs from the arrival of most of them.
     pub(super) fn close_deadline(&self) -> Option<Timestamp> {
         let (start, _) = self.state.assembly().pending().next()?;
-        let arrived = self.first_arrivals.get(&start).copied().unwrap_or(self.led_since);
+        let arrived = match self.arrivals.get(&start) {
+            Some(Arrivals { most: Some(most), .. }) => *most,
+            Some(Arrivals { first, most: None }) => *first + self.rules.window,
+            None => self.led_since,
+        };
         Some((arrived + self.rules.lateness).max(self.led_since + TAKEOVER_GRACE))
     }
 
@@ -88,7 +105,7 @@ impl<O: Oracle> Leader<O> {
         let (start, delivered) = assembly.pending().next()?;
         let is_complete = self.state.live_nodes().is_subset(&delivered);
         let is_due = self.close_deadline().is_some_and(|deadline| deadline <= now);
-        let arrived = self.first_arrivals.get(&start).copied().unwrap_or(now);
+        let arrived = self.arrivals.get(&start).map_or(now, |arrivals| arrivals.first);
         (is_complete || is_due || assembly.pending_len() > PENDING_MAX).then_some(Proposal::Close {
             start,
             arrived,

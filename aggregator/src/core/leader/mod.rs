@@ -29,7 +29,7 @@ use sage_causal::observation::Observation;
 use sage_common::{ActionId, BootId, Generation, Micros, NodeId, NodeWindow, Slo, Term, Timestamp, WindowKey};
 use sage_protocol::message::{AgentStatus, Command, CommandResult, Hello};
 
-use self::commands::Contact;
+use self::{commands::Contact, intake::Arrivals};
 use crate::core::{
     clock::FleetClock,
     incident::{IncidentChange, IncidentId},
@@ -208,8 +208,8 @@ pub struct Leader<O> {
     inbox: Vec<NodeWindow>,
     inbox_due: Option<Timestamp>,
     in_flight: BTreeSet<WindowKey>,
-    /// When the first window of each waiting interval arrived.
-    first_arrivals: BTreeMap<Timestamp, Timestamp>,
+    /// When the windows of each waiting interval arrived.
+    arrivals: BTreeMap<Timestamp, Arrivals>,
     /// Decisions proposed and not committed.
     undecided: u32,
     contacts: BTreeMap<ActionId, Contact>,
@@ -241,7 +241,7 @@ impl<O: Oracle> Leader<O> {
             inbox: Vec::new(),
             inbox_due: None,
             in_flight: BTreeSet::new(),
-            first_arrivals: BTreeMap::new(),
+            arrivals: BTreeMap::new(),
             undecided: 0,
             contacts: BTreeMap::new(),
             asked: BTreeMap::new(),
@@ -332,14 +332,14 @@ impl<O: Oracle> Leader<O> {
         self.in_flight.clear();
         self.inbox.clear();
         self.inbox_due = None;
-        self.first_arrivals.clear();
+        self.arrivals.clear();
         self.contacts.clear();
         self.asked.clear();
     }
 
     fn restore(&mut self, now: Timestamp, state: State) {
         self.state = state;
-        self.first_arrivals.clear();
+        self.arrivals.clear();
         self.note_arrivals(now);
         self.load_model();
     }
@@ -358,7 +358,7 @@ impl<O: Oracle> Leader<O> {
                 self.acknowledge(windows);
             }
             Proposal::Close { start, .. } => {
-                self.first_arrivals.remove(start);
+                self.arrivals.remove(start);
                 self.clock.retain(|node| self.state.nodes().contains_key(node));
             }
             Proposal::Generation { .. } => self.load_model(),

