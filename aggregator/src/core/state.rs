@@ -223,12 +223,11 @@ impl State {
         node.take(window, at, self.closes);
         self.counters.windows += 1;
         applied.counted.push(window.key.clone());
-        let start = window.start;
         match self.assembly.insert(window.clone()) {
             Arrival::Pending => {}
             Arrival::Merged => {
                 self.counters.late_merged += 1;
-                self.observe_again(start);
+                self.observe_again(window);
             }
             Arrival::Late => self.counters.late_dropped += 1,
         }
@@ -240,7 +239,7 @@ impl State {
         }
         self.closes += 1;
         self.counters.closed += 1;
-        let observation = self.observe(start, true)?;
+        let observation = self.observe(start, None)?;
         self.counters.complete += u64::from(observation.completeness >= 1.0);
         self.graph.update(&observation, self.closes);
         let is_disturbed = self.open_incidents().next().is_some() || self.actions.values().any(Action::is_in_force);
@@ -250,16 +249,21 @@ impl State {
         Some(start)
     }
 
-    /// The observation of a closed interval that is still kept, and what it teaches of who calls whom.
-    fn observe(&mut self, start: Timestamp, is_new: bool) -> Option<Observation> {
+    /// The observation of a closed interval that is still kept, and what it teaches of who calls whom: of the services of
+    /// the `late` window alone when the rest was learnt from before.
+    fn observe(&mut self, start: Timestamp, late: Option<&NodeWindow>) -> Option<Observation> {
         let entries: BTreeSet<ServiceId> = self.slos.iter().map(|slo| slo.service.clone()).collect();
         let windows = self.assembly.closed(start);
         let length = windows.first()?.length;
         let joined = join::join(&windows, &self.learned, self.closes, &entries);
+        let fresh: Option<BTreeSet<&ServiceId>> =
+            late.map(|window| window.stubs.iter().map(|stub| &stub.service).collect());
         for ((name, target), count) in &joined.names {
-            self.learned.learn(name, target, *count, self.closes);
+            if fresh.as_ref().is_none_or(|of| of.contains(&name.caller) || of.contains(&target.callee)) {
+                self.learned.learn(name, target, *count, self.closes);
+            }
         }
-        if is_new {
+        if late.is_none() {
             self.counters.join.add(joined.counters);
         }
         let delivered: BTreeSet<&NodeId> = windows.iter().map(|window| &window.key.node).collect();
@@ -276,8 +280,9 @@ impl State {
     }
 
     /// A late window has come. It may be of a node that is late each time, so the graph hears of it as well.
-    fn observe_again(&mut self, start: Timestamp) {
-        let Some(observation) = self.observe(start, false) else { return };
+    fn observe_again(&mut self, late: &NodeWindow) {
+        let start = late.start;
+        let Some(observation) = self.observe(start, Some(late)) else { return };
         let observation = Arc::new(observation);
         if let Some(newest) = self.history.back().filter(|window| window.observation.start == start) {
             self.graph.update(&observation, newest.close);
