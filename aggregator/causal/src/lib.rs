@@ -32,7 +32,7 @@ mod pool;
 mod recompose;
 mod resource;
 mod restored;
-mod robust;
+pub mod robust;
 mod scene;
 mod search;
 mod skeleton;

@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use sage_causal::observation::{EdgeObservation, ObjectiveObservation};
+use sage_causal::{
+    observation::{EdgeObservation, ObjectiveObservation},
+    robust,
+};
 use sage_common::{LatencyQuantiles, Micros, OperationId, ServiceId, Slo};
 use serde::{Deserialize, Serialize};
 
@@ -12,10 +15,10 @@ use crate::core::{merge, state::ClusterWindow};
 const PAUSE_MAX: u32 = 3;
 /// Healthy windows below which no target is suggested.
 const SUGGEST_WINDOWS_MIN: usize = 8;
-/// A suggested target lies this far above what healthy windows reach.
+/// A suggested target lies this far above what a rare healthy window reaches.
 const SUGGEST_MARGIN: f64 = 1.25;
-/// The share of healthy windows that a suggested target covers before the margin.
-const SUGGEST_SHARE: f64 = 0.95;
+/// Standard deviations above the median at which a healthy window is rare: one in a hundred.
+const SUGGEST_SIGMAS: f64 = 2.33;
 /// Operations of one service that get a suggestion of their own, busiest first.
 const SUGGEST_OPERATIONS_MAX: usize = 8;
 
@@ -187,23 +190,30 @@ fn choose(found: Found, percentile: f64) -> Vec<Suggestion> {
         .collect()
 }
 
-fn suggestion(service: ServiceId, operation: Option<OperationId>, mut values: Vec<f64>, percentile: f64) -> Suggestion {
-    values.sort_unstable_by(f64::total_cmp);
-    let rank = ((values.len() as f64 * SUGGEST_SHARE).ceil() as usize).clamp(1, values.len());
-    let reached = values[rank - 1];
-    let target = round_up(reached * SUGGEST_MARGIN);
+fn suggestion(service: ServiceId, operation: Option<OperationId>, values: Vec<f64>, percentile: f64) -> Suggestion {
+    let (typical, rare) = healthy_level(&values);
     let name = match &operation {
         Some(operation) => ServiceId::sanitized(&format!("{service}-{operation}").replace([' ', '/'], "-")).to_string(),
         None => service.to_string(),
     };
     let basis = format!(
-        "{:.0} % of {} healthy windows stayed under {}; {:.0} % above that, rounded up",
-        SUGGEST_SHARE * 100.0,
+        "the median of {} healthy windows is {}, one in a hundred reaches {}; {:.0} % above that, rounded up",
         values.len(),
-        Micros::new(reached as u64),
+        Micros::new(typical as u64),
+        Micros::new(rare as u64),
         (SUGGEST_MARGIN - 1.0) * 100.0,
     );
+    let target = round_up(rare * SUGGEST_MARGIN);
     Suggestion { name, service, operation, percentile, target, windows: values.len(), basis }
+}
+
+/// The median of what windows reached, and what one in a hundred reaches by their log-normal spread. Both from medians,
+/// so that a few windows in which something else was wrong do not loosen the target.
+fn healthy_level(values: &[f64]) -> (f64, f64) {
+    let mut logs: Vec<f64> = values.iter().map(|value| value.max(1.0).ln()).collect();
+    let middle = robust::median(&mut logs).unwrap_or(0.0);
+    let sigma = robust::mad_scale(&logs, middle, 0.0);
+    (middle.exp(), (middle + SUGGEST_SIGMAS * sigma).exp())
 }
 
 /// Up to two significant digits.
@@ -306,7 +316,16 @@ mod tests {
         let found = suggest(99.0, &[slo()], history(&list).iter(), 50.0);
         assert_eq!(found.len(), 2, "the service and its one operation");
         assert_eq!((found[0].operation.as_ref(), found[0].windows), (None, 40));
-        assert_eq!(found[0].target, Micros::from_millis(37), "29 ms and a quarter, rounded up");
+        let target = found[0].target.get() as f64 / 1e3;
+        assert!((29.0..60.0).contains(&target), "{target} ms, and no healthy window reaches more than 29 ms");
         assert!(suggest(99.0, &[], history(&[GOOD; 5]).iter(), 50.0).is_empty(), "too short a history");
+    }
+
+    #[test]
+    fn a_few_bad_windows_do_not_loosen_a_suggested_target() {
+        let calm: Vec<(f64, f64)> = (0..12).map(|n| (20.0 + f64::from(n % 5), 100.0)).collect();
+        let stormy: Vec<(f64, f64)> = calm.iter().copied().chain([(900.0, 100.0); 3]).collect();
+        let target = |list: &[(f64, f64)]| suggest(99.0, &[], history(list).iter(), 50.0)[0].target.get() as f64;
+        assert!(target(&stormy) < 1.5 * target(&calm), "{} against {}", target(&stormy), target(&calm));
     }
 }

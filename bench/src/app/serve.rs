@@ -18,7 +18,7 @@ use std::{
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::event::epoll;
@@ -122,7 +122,7 @@ async fn connection_task(tier: &Arc<Tier>, client: &Client, mut stream: tokio::n
     loop {
         let body = read_frame_async(&mut stream).await?;
         let request = Request::from_body(&body).map_err(io::Error::other)?;
-        let response = serve(tier, client, request, Instant::now()).await;
+        let response = serve(tier, client, request).await;
         tokio::time::timeout(WRITE_TIMEOUT, stream.write_all(&response.to_frame())).await??;
     }
 }
@@ -162,7 +162,7 @@ fn connection_thread(tier: &Arc<Tier>, client: &Client, mut stream: &TcpStream) 
     loop {
         let body = read_frame(&mut stream)?;
         let request = Request::from_body(&body).map_err(io::Error::other)?;
-        let serving = serve(tier, client, request, Instant::now());
+        let serving = serve(tier, client, request);
         let response = block_on(serving, None).ok_or(io::ErrorKind::Interrupted)?;
         stream.write_all(&response.to_frame())?;
     }
@@ -202,7 +202,6 @@ struct Job {
     connection: u64,
     stream: Arc<TcpStream>,
     request: Request,
-    arrived: Instant,
 }
 
 /// The listener's id among the connections'.
@@ -251,7 +250,7 @@ impl Pool {
         let body = read_frame(&mut &*stream);
         match body.map(|body| Request::from_body(&body)) {
             Ok(Ok(request)) => {
-                lock(&self.jobs).push_back(Job { connection: id, stream, request, arrived: Instant::now() });
+                lock(&self.jobs).push_back(Job { connection: id, stream, request });
                 self.is_waiting.notify_one();
             }
             _ => self.close(id),
@@ -261,7 +260,7 @@ impl Pool {
     fn work(&self, tier: &Arc<Tier>, client: &Client) {
         loop {
             let job = self.next_job();
-            let response = block_on(serve(tier, client, job.request, job.arrived), None);
+            let response = block_on(serve(tier, client, job.request), None);
             let is_answered = response.is_some_and(|response| (&*job.stream).write_all(&response.to_frame()).is_ok());
             let data = epoll::EventData::new_u64(job.connection);
             if !is_answered || epoll::modify(&self.epoll, &*job.stream, data, READABLE_ONCE).is_err() {

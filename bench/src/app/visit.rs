@@ -25,9 +25,11 @@ type Outcome = Result<(), CallError>;
 /// Calls that nobody waits for, under way at once: far above any healthy tier, far below what would hurt the machine.
 const DETACHED_MAX: usize = 1_024;
 
-/// Serves `request`, which had been read at `arrived`: waiting for a thread is the tier's own time.
-pub async fn serve(tier: &Arc<Tier>, client: &Client, request: Request, arrived: Instant) -> Response {
+/// Serves `request`. Its span begins once a thread has taken it up, as instrumented handlers have it: waiting for a
+/// thread shows between the caller's span and this one.
+pub async fn serve(tier: &Arc<Tier>, client: &Client, request: Request) -> Response {
     let pass = tier.admission.enter().await;
+    let start = Instant::now();
     let span_id = tier.ids.next();
     let node = tier.node(request.node);
     let (is_ok, payload_len) = match node {
@@ -44,7 +46,7 @@ pub async fn serve(tier: &Arc<Tier>, client: &Client, request: Request, arrived:
         is_server: true,
         method: node.map_or_else(|| "unknown".into(), |node| node.op.clone()),
         peer: None,
-        start: arrived,
+        start,
         end: Instant::now(),
         is_error: !is_ok,
     };

@@ -230,7 +230,7 @@ impl Stage {
                     self.crowd_together(&node, pid)?;
                 }
             }
-            FaultKind::Network => drop(self.hog(&node, &["send", "--to", &sink, "--connections", "8"])?),
+            FaultKind::Network => drop(self.hog(&node, &["send", "--to", &sink, "--connections", "24"])?),
             FaultKind::Disk => drop(self.hog(&node, &["disk", "--dir", &dir])?),
             FaultKind::Threads => self.command(&node, &fault.service, "threads 1")?,
             FaultKind::Slow => {
