@@ -176,6 +176,9 @@ pub const SHIFT_BAND: std::ops::Range<usize> = 2..11;
 /// Grid indices of p75 to p99.5: where an excess is counted.
 pub const TAIL_BAND: std::ops::Range<usize> = 3..11;
 
+/// Grid indices of p90 to p99.5.
+pub const FAR_BAND: std::ops::Range<usize> = 5..11;
+
 #[cfg(test)]
 mod tests {
     use super::*;

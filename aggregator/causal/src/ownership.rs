@@ -7,7 +7,7 @@ use sage_common::{Metric, MetricGroup};
 use crate::{
     frame::Frame,
     resource::group_score,
-    scene::{Part, Scene},
+    scene::{Part, Scene, UsageScore, speaks_of_delay},
 };
 
 /// Log-odds for the callee before anybody votes: a queue in front of the callee is the commonest gap.
@@ -59,13 +59,16 @@ pub fn p_callee_owns(scene: &Scene<'_>, frame: &Frame, edge: usize) -> f64 {
 /// Whether the gap's excess is the network's: one end's network metrics are far off, and the excess is in the tail only
 /// (loss) or no more than the measured round trip explains (delay).
 pub fn is_net_like(scene: &Scene<'_>, edge: usize) -> bool {
-    let Some(gap) = &scene.edges[edge].gap else { return false };
-    let ends = [Some(scene.graph.callee(edge)), scene.graph.caller(edge)];
-    let suspects: Vec<usize> =
-        ends.into_iter().flatten().filter(|end| scene.services[*end].network_z() > NETWORK_MIN_Z).collect();
-    let round_trip = suspects.iter().map(|end| round_trip_excess_us(scene, *end)).fold(0.0, f64::max);
+    let (Some(gap), Some(caller)) = (&scene.edges[edge].gap, scene.graph.caller(edge)) else { return false };
+    let callee = scene.graph.callee(edge);
+    let suspects: Vec<(usize, usize)> = [(callee, caller), (caller, callee)]
+        .into_iter()
+        .filter(|(end, other)| network_z(scene, *end, *other) > NETWORK_MIN_Z)
+        .collect();
+    let round_trip =
+        suspects.iter().map(|(end, other)| excess_of(scene, *end, *other, Metric::RoundTrip)).fold(0.0, f64::max);
     let (middle, tail) = (gap.excess_at_us(P75), gap.excess_at_us(P99));
-    !suspects.is_empty() && (middle < 0.2 * tail || middle < 4.0 * round_trip)
+    !suspects.is_empty() && (middle < 0.2 * tail || middle < 4e3 * round_trip)
 }
 
 /// Share of the calls waiting in the out-gaps of `caller` that can hold a connection, by Little's law; `None` when few
@@ -111,10 +114,11 @@ fn vote(x: f64, shift: f64, sd: f64) -> f64 {
     (log_density(x, shift, sd + shift / 2.0) - log_density(x, 0.0, sd)).clamp(-VOTE_MAX, VOTE_MAX)
 }
 
-/// A shifted self time speaks for its own service, and never against.
+/// A shifted self time speaks for its own service, and never against. A service that runs out of its processor share
+/// now and then shows it in the tail only.
 fn self_vote(scene: &Scene<'_>, service: usize) -> f64 {
     let parts = scene.graph.ins(service).iter().filter(|edge| scene.is_counted(**edge));
-    let z = parts.filter_map(|edge| Some(scene.edges[*edge].own?.shift_z())).fold(0.0, f64::max);
+    let z = parts.filter_map(|edge| Some(scene.edges[*edge].own?.far_z())).fold(0.0, f64::max);
     (z / SELF_MIN_Z - 1.0).clamp(0.0, VOTE_MAX)
 }
 
@@ -133,21 +137,35 @@ fn starved_vote(scene: &Scene<'_>, caller: usize) -> f64 {
 /// and how many more retransmits one end has; the sound end sees a part of both on the connections to the other.
 fn network_lean(scene: &Scene<'_>, callee: usize, caller: usize) -> f64 {
     let leans = [Metric::RoundTrip, Metric::Retransmits, Metric::NodeNetworkDrops].into_iter().filter_map(|metric| {
-        let excess = |end: usize| {
-            let score = scene.services[end].score(metric)?;
-            Some(if score.z > SELF_MIN_Z { (score.observed - score.normal).max(0.0) } else { 0.0 })
-        };
-        let (of_callee, of_caller) = (excess(callee)?, excess(caller)?);
+        let is_measured = |end: usize| scene.services[end].score(metric).is_some();
+        let (of_callee, of_caller) =
+            (excess_of(scene, callee, caller, metric), excess_of(scene, caller, callee, metric));
         let larger = of_callee.max(of_caller);
-        (larger > 0.0).then(|| (of_callee - of_caller) / larger)
+        (is_measured(callee) && is_measured(caller) && larger > 0.0).then(|| (of_callee - of_caller) / larger)
     });
     let (total, count) = leans.fold((0.0, 0_u32), |(total, count), lean| (total + lean, count + 1));
     if count == 0 { 0.0 } else { total / f64::from(count) }
 }
 
-fn round_trip_excess_us(scene: &Scene<'_>, service: usize) -> f64 {
-    let score = scene.services[service].score(Metric::RoundTrip);
-    score.map_or(0.0, |score| 1e3 * (score.observed - score.normal).max(0.0))
+/// What `metric` of `end` is above normal, in its unit; 0 where it is not far off or says nothing about the way to `other`.
+fn excess_of(scene: &Scene<'_>, end: usize, other: usize, metric: Metric) -> f64 {
+    let score = scene.services[end].score(metric).filter(|score| score.z > SELF_MIN_Z);
+    let is_credible = metric != Metric::RoundTrip || is_round_trip_credible(scene, other);
+    score.filter(|_| is_credible).map_or(0.0, |score| (score.observed - score.normal).max(0.0))
+}
+
+/// The largest z of the metrics of loss and delay of `end` that say something about the way to `other`.
+fn network_z(scene: &Scene<'_>, end: usize, other: usize) -> f64 {
+    let speaks = |score: &&UsageScore| {
+        speaks_of_delay(score.metric) && (score.metric != Metric::RoundTrip || is_round_trip_credible(scene, other))
+    };
+    scene.services[end].usage.iter().filter(speaks).map(|score| score.z).fold(0.0, f64::max)
+}
+
+/// A slow path shows in the round trips of both its ends. A peer that answers late shows in ours alone, because it
+/// sends its acknowledgements along with its answers (RFC 1122, 4.2.3.2) or up to 40 ms later (Linux TCP_DELACK_MIN).
+fn is_round_trip_credible(scene: &Scene<'_>, other: usize) -> bool {
+    scene.services[other].score(Metric::RoundTrip).is_none_or(|score| score.z > SELF_MIN_Z)
 }
 
 fn logistic(odds: f64) -> f64 {

@@ -3,7 +3,7 @@
 use sage_common::{InstanceId, LATENCY_PERCENTILES, Metric, MetricGroup};
 
 use crate::{
-    curve::{Curve, Q, SHIFT_BAND, TAIL_BAND},
+    curve::{Curve, FAR_BAND, Q, SHIFT_BAND, TAIL_BAND},
     frame::{EdgeFrame, Frame, Readings},
     graph::Graph,
     normal::ServiceNormal,
@@ -60,7 +60,16 @@ impl Part {
 
     /// Mean distance over p50 to p99.5 in robust standard deviations.
     pub fn shift_z(&self) -> f64 {
-        SHIFT_BAND.map(|q| self.z(q)).sum::<f64>() / SHIFT_BAND.len() as f64
+        self.mean_z(SHIFT_BAND)
+    }
+
+    /// The same over p90 to p99.5 alone, where that is more.
+    pub fn far_z(&self) -> f64 {
+        self.shift_z().max(self.mean_z(FAR_BAND))
+    }
+
+    fn mean_z(&self, band: std::ops::Range<usize>) -> f64 {
+        band.clone().map(|q| self.z(q)).sum::<f64>() / band.len() as f64
     }
 
     /// Distance at one point of the grid in robust standard deviations.
@@ -126,11 +135,6 @@ impl SceneService {
     /// The score of one metric.
     pub fn score(&self, metric: Metric) -> Option<&UsageScore> {
         self.usage.iter().find(|score| score.metric == metric)
-    }
-
-    /// The largest z of the metrics that speak of loss and delay.
-    pub fn network_z(&self) -> f64 {
-        self.usage.iter().filter(|score| speaks_of_delay(score.metric)).map(|score| score.z).fold(0.0, f64::max)
     }
 }
 

@@ -21,10 +21,60 @@ pub const HTTP_PORT: u16 = 7480;
 
 /// Where the binaries are and where files go.
 pub struct Paths {
-    /// Everything the demo writes.
+    /// Everything that is to stay.
     pub out: PathBuf,
     /// The directory of the programs.
     pub bin: PathBuf,
+    /// What Sage itself remembers, for as long as it runs.
+    pub state: Memory,
+}
+
+/// The memory file system: all nodes share this machine's disk, and Sage's own writes would be felt by the tier on it.
+const MEMORY: &str = "/dev/shm";
+
+/// A directory in memory that goes with the demo; an ordinary one where there is no memory file system.
+pub struct Memory(PathBuf);
+
+impl Memory {
+    /// A new directory whose name starts with `prefix`; in `out` where there is no memory file system.
+    pub fn new(prefix: &str, out: &Path) -> Result<Self> {
+        let parent = if Path::new(MEMORY).is_dir() { Path::new(MEMORY) } else { out };
+        let path = parent.join(format!("{prefix}-state"));
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    /// A directory in it, made when missing.
+    pub fn dir(&self, name: &str) -> Result<PathBuf> {
+        let path = self.0.join(name);
+        fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Copies the files of its directory `name` to `to`.
+    pub fn keep(&self, name: &str, to: &Path) -> Result<()> {
+        fs::create_dir_all(to).with_context(|| format!("cannot make {}", to.display()))?;
+        for entry in fs::read_dir(self.0.join(name)).with_context(|| format!("cannot list {name}"))?.flatten() {
+            fs::copy(entry.path(), to.join(entry.file_name()))
+                .with_context(|| format!("cannot copy {}", entry.path().display()))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what a demo that was killed left behind.
+    pub fn sweep() {
+        for entry in fs::read_dir(MEMORY).into_iter().flatten().flatten() {
+            if super::is_left_behind(&entry.file_name().to_string_lossy()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 impl Paths {
@@ -76,7 +126,7 @@ pub struct Pace {
 
 /// Writes `aggregator.toml` and returns its path.
 pub fn aggregator(paths: &Paths, pki: &Path, pace: Pace) -> Result<PathBuf> {
-    let state = paths.dir("aggregator")?;
+    let state = paths.state.dir("aggregator")?;
     let text = format!(
         "name = \"aggregator-1\"\nfleet = \"demo\"\nstate_dir = \"{state}\"\nquic = \"{hub}:{QUIC_PORT}\"\nhttp = \"127.0.0.1:{HTTP_PORT}\"\n\n\
          [tls]\nca = \"{pki}/ca.pem\"\ncert = \"{pki}/aggregator-1.pem\"\nkey = \"{pki}/aggregator-1.key\"\n\n\
@@ -97,14 +147,16 @@ pub fn aggregator(paths: &Paths, pki: &Path, pace: Pace) -> Result<PathBuf> {
 /// Writes a node's `agent.toml` and policy and returns the path of the former.
 pub fn agent(paths: &Paths, node: &Node, pki: &Path, pace: Pace, cgroups: Option<&Cgroups>) -> Result<PathBuf> {
     let home = paths.dir(&node.name)?;
+    let state = paths.state.dir(&node.name)?;
     let policy = paths.dir(&format!("{}/policy.d", node.name))?;
     write(&policy.join("demo.toml"), &policy_text(node, cgroups))?;
     let mut text = format!(
-        "node = \"{name}\"\nstate_dir = \"{home}/state\"\nsocket = \"{home}/agent.sock\"\naudit_file = \"{home}/audit.jsonl\"\n\
+        "node = \"{name}\"\nstate_dir = \"{state}\"\nsocket = \"{home}/agent.sock\"\naudit_file = \"{home}/audit.jsonl\"\n\
          policy_dir = \"{policy}\"\n\n[window]\nlength_ms = {window}\nlateness_ms = 300\n\n\
          [aggregators]\naddresses = [\"{hub}:{QUIC_PORT}\"]\n\n[tls]\nca = \"{pki}/ca.pem\"\ncert = \"{pki}/{name}.pem\"\nkey = \"{pki}/{name}.key\"\n\n[kernel]\nlinks = [\"eth0\"]\n",
         name = node.name,
         home = home.display(),
+        state = state.display(),
         policy = policy.display(),
         window = pace.window_ms,
         hub = HUB,

@@ -32,7 +32,7 @@ use clap::Args;
 
 pub use self::fault::{Fault, FaultKind};
 use self::{
-    files::{Pace, Paths},
+    files::{Memory, Pace, Paths},
     layout::Layout,
     play::Play,
     record::{FaultRecord, Report, SloRecord},
@@ -84,7 +84,10 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode> {
     let facts = Facts::new(&topology, &plan);
     let faults = if args.faults.is_empty() { default_faults(&topology, &facts) } else { args.faults.clone() };
     check(&faults, &topology, &facts)?;
-    let paths = Paths { out: prepare(&args.out)?, bin: own_directory()? };
+    let prefix = format!("{PREFIX}-{}", std::process::id());
+    Memory::sweep();
+    let out = prepare(&args.out)?;
+    let paths = Paths { out: out.clone(), bin: own_directory()?, state: Memory::new(&prefix, &out)? };
     if !privileged {
         println!("Not root: cgroups cannot be made, so Sage only recommends what it would do; nothing is changed.");
         shell::run("mount -t tmpfs tmpfs /run")?;
@@ -98,21 +101,21 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode> {
         topology: args.topology.clone(),
         entry: entry(&topology)?,
         seed: args.seed,
-        prefix: format!("{PREFIX}-{}", std::process::id()),
+        prefix,
         pace: Pace { window_ms: args.window_ms, windows_min: WINDOWS_MIN },
         privileged,
     };
     println!("\nStarting the application, then Sage …");
     let rate_qps = layout.rate;
-    let stage = Stage::build(&script, layout, Paths { out: paths.out.clone(), bin: paths.bin.clone() })?;
+    let stage = Stage::build(&script, layout, paths)?;
     let mut play = Play::new(stage, args.window_ms as f64 / 1e3, stop_on_signal()?)?;
     play.learn(topology.qos.percentile, WINDOWS_MIN)?;
     let records = faults.iter().map(|fault| play.run(fault)).collect::<Result<Vec<_>>>()?;
     let report = summarise(args, &topology, &play, records, privileged, rate_qps)?;
     let clients = std::mem::take(&mut play.clients);
     drop(play);
-    report::write(&paths.out, &report, &clients)?;
-    conclude(&report, &paths.out);
+    report::write(&out, &report, &clients)?;
+    conclude(&report, &out);
     Ok(if report.correct { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -153,7 +153,7 @@ impl Play {
             }
             self.turn()?;
         }
-        Ok(())
+        self.calm(self.target().unwrap_or(f64::MAX))
     }
 
     fn status(&self) -> Option<Status> {

@@ -300,5 +300,8 @@ impl Drop for Stage {
         // Agents go before what they hold, and give everything back.
         self.processes.reverse();
         end_all(&mut self.processes);
+        if let Err(error) = self.paths.state.keep("aggregator", &self.paths.out.join("aggregator")) {
+            eprintln!("the aggregator's log is lost: {error:#}");
+        }
     }
 }
