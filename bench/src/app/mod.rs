@@ -15,7 +15,7 @@ mod span;
 pub mod supervise;
 mod tier;
 mod visit;
-mod work;
+pub mod work;
 
 pub use self::{
     client::{CallError, connect, exchange},

@@ -40,7 +40,7 @@ pub struct Shares {
 }
 
 /// A microsecond of network share in bytes: the rate of a 1 Gbit/s link.
-const BYTES_PER_US: f64 = 125.0;
+pub const BYTES_PER_US: f64 = 125.0;
 
 impl Shares {
     /// `own_us` split as the tier's sensitivity says.

@@ -97,9 +97,10 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode> {
     }
     let layout = Layout::new(&topology, &facts, cores_for_the_application(), args.rate);
     introduce(&topology, &layout, &faults);
+    let entry = entry(&topology)?;
     let script = Script {
         topology: args.topology.clone(),
-        entry: entry(&topology)?,
+        entry: entry.clone(),
         seed: args.seed,
         prefix,
         pace: Pace { window_ms: args.window_ms, windows_min: WINDOWS_MIN },
@@ -109,7 +110,7 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode> {
     let rate_qps = layout.rate;
     let stage = Stage::build(&script, layout, paths)?;
     let mut play = Play::new(stage, args.window_ms as f64 / 1e3, stop_on_signal()?)?;
-    play.learn(topology.qos.percentile, WINDOWS_MIN)?;
+    play.learn(&entry, topology.qos.percentile, WINDOWS_MIN)?;
     let records = faults.iter().map(|fault| play.run(fault)).collect::<Result<Vec<_>>>()?;
     let report = summarise(args, &topology, &play, records, privileged, rate_qps)?;
     let clients = std::mem::take(&mut play.clients);

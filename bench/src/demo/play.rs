@@ -124,7 +124,7 @@ impl Play {
     }
 
     /// Waits until all nodes send, an objective is set and the first model is there.
-    pub fn learn(&mut self, percentile: f64, windows_min: u32) -> Result<()> {
+    pub fn learn(&mut self, entry: &str, percentile: f64, windows_min: u32) -> Result<()> {
         self.screen.title("Learning");
         let deadline = Instant::now() + CONNECT_LIMIT;
         let nodes = self.stage.layout.nodes.len();
@@ -145,7 +145,7 @@ impl Play {
                 bail!("no objective could be proposed within {LEARN_LIMIT:?}: is any load arriving? see logs/load.log");
             }
             self.turn()?;
-            self.propose(percentile)?;
+            self.propose(entry, percentile)?;
         }
         while self.status().and_then(|status| status.model).is_none() {
             if Instant::now() > deadline {
@@ -160,15 +160,15 @@ impl Play {
         self.stage.api.get("/api/v1/status").ok()
     }
 
-    /// Sets the objective that Sage itself proposes, once it has seen enough.
-    fn propose(&mut self, percentile: f64) -> Result<()> {
+    /// Sets the objective that Sage itself proposes for the `entry`, once it has seen enough.
+    fn propose(&mut self, entry: &str, percentile: f64) -> Result<()> {
         let assembled = self.status().map_or(0, |status| status.windows.assembled);
         if assembled < WINDOWS_BEFORE_SLO as u64 {
             return Ok(());
         }
         let proposals: Vec<SloProposal> =
             self.stage.api.get(&format!("/api/v1/slo/suggest?percentile={percentile}"))?;
-        let entry_wide = proposals.iter().find(|slo| slo.operation.is_none()).or(proposals.first());
+        let entry_wide = proposals.iter().find(|slo| slo.operation.is_none() && slo.service == entry);
         if let Some(slo) = entry_wide {
             self.stage.api.set_slos(std::slice::from_ref(slo))?;
             let text = format!(

@@ -110,7 +110,8 @@ impl Stage {
             &Place::default(),
         )?;
         for node in self.layout.nodes.clone() {
-            let config = files::agent(&self.paths, &node, pki, script.pace, self.cgroups.as_ref())?;
+            let config =
+                files::agent(&self.paths, (&node, self.layout.link_mbit), pki, script.pace, self.cgroups.as_ref())?;
             let place = Place { namespace: Some(self.network.node(&node.name)), cgroups: Vec::new() };
             self.start(
                 &format!("agent-{}", node.name),
