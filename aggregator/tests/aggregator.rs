@@ -44,8 +44,8 @@ async fn windows_are_assembled_and_nothing_acknowledged_is_lost_by_kill_9() {
     let status = again.wait_for_status("2 more windows", |status| status["windows"]["assembled"] == 14);
     assert_eq!(status["nodes"][0]["windows"], 14, "two came twice and count once");
     assert_eq!(status["term"], term.0);
-    let graph = again.sagectl(&["graph"]);
-    assert!(text(&graph.stdout).contains("frontend"), "{}", text(&graph.stdout));
+    let (_, graph) = again.http("GET", "/api/v1/graph", "");
+    assert!(graph.contains("frontend"), "{graph}");
     let (_, metrics) = again.http("GET", "/metrics", "");
     for line in [
         "sage_aggregator_node_windows_total 14",
@@ -292,14 +292,16 @@ fn the_api_answers_bad_questions_with_a_reason() {
 fn orders_are_durable_when_they_are_answered() {
     let fleet = Fleet::new();
     let aggregator = fleet.start();
-    assert!(aggregator.sagectl(&["freeze"]).status.success());
-    assert!(aggregator.sagectl(&["slo", "set", "cart:cart:p95<20ms"]).status.success());
+    assert_eq!(aggregator.http("POST", "/api/v1/freeze", "").0, 200);
+    let shop = r#"{"name": "shop", "service": "frontend", "percentile": 99.0, "target_ms": 50.0}"#;
+    let cart = r#"{"name": "cart", "service": "cart", "percentile": 95.0, "target_ms": 20.0}"#;
+    assert_eq!(aggregator.http("PUT", "/api/v1/slos", &format!("[{shop}, {cart}]")).0, 200);
     aggregator.kill();
     let again = fleet.start();
     let status = again.status();
     assert_eq!(status["frozen"], true);
     let names: Vec<&str> = status["slos"].as_array().expect("list").iter().filter_map(|s| s["name"].as_str()).collect();
     assert_eq!(names, ["shop", "cart"]);
-    assert!(again.sagectl(&["thaw"]).status.success());
+    assert_eq!(again.http("POST", "/api/v1/thaw", "").0, 200);
     assert_eq!(again.status()["frozen"], false);
 }

@@ -6,7 +6,7 @@ use std::{
     io::{BufRead, BufReader},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Output, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc::{Receiver, channel},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -188,14 +188,10 @@ impl Aggregator {
         (status, self.said.join("\n"))
     }
 
-    pub fn sagectl(&self, arguments: &[&str]) -> Output {
-        let url = format!("http://{}", self.http);
-        Command::new(env!("CARGO_BIN_EXE_sagectl")).args(["--url", &url]).args(arguments).output().expect("it runs")
-    }
-
     /// The status as JSON.
     pub fn status(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.sagectl(&["status", "--output", "json"]).stdout).expect("JSON")
+        let (_, body) = self.http("GET", "/api/v1/status", "");
+        serde_json::from_str(&body).expect("JSON")
     }
 
     /// Asks for the status until it is as wanted.

@@ -27,7 +27,7 @@ use self::{
     explain::Story,
     spec::{Spec, SpecError},
 };
-use crate::config::SloSettings;
+use sage_aggregator::config::SloSettings;
 
 /// Ask a Sage aggregator, and steer it.
 #[derive(Debug, Parser)]

@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    sage_aggregator::cli::main()
+    sage_ctl::cli::main()
 }

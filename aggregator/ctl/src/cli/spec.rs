@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
-use crate::config::SloSettings;
+use sage_aggregator::config::SloSettings;
 
 /// A text that is no objective.
 #[derive(Clone, Debug, Error, PartialEq)]
