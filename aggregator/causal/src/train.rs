@@ -349,10 +349,15 @@ impl ServiceTask {
 }
 
 /// Whether a window met every target that it can be judged by, and can be judged by one.
-fn is_healthy(window: &Observation, slos: &[Slo]) -> bool {
+pub(crate) fn is_healthy(window: &Observation, slos: &[Slo]) -> bool {
     let is_judged = slos.is_empty() || slos.iter().any(|slo| pool::latency_us(window, slo).is_some());
     let is_met = !slos.iter().any(|slo| pool::is_violated(window, slo));
-    is_judged && is_met && window.completeness >= COMPLETE_MIN && window.length > sage_common::Micros::ZERO
+    is_judged && is_met && is_complete(window)
+}
+
+/// Whether enough of the fleet reported for a window to be learnt from.
+pub(crate) fn is_complete(window: &Observation) -> bool {
+    window.completeness >= COMPLETE_MIN && window.length > sage_common::Micros::ZERO
 }
 
 /// At most [`WINDOWS_MAX`] windows: the newest half of them whole, the rest evenly from before.

@@ -1,8 +1,9 @@
-//! One fused layer: `dropout(relu(layer_norm(sum_i x_i W_i + b)))`, or only the affine part for outputs.
+//! One fused layer: `dropout(relu(norm(sum_i x_i W_i + b)))`, or only the affine part for outputs.
 //!
 //! Fused, because tensor sizes here are known at run time only and small: one pass forward and one backward, pushed on
 //! the tape as a single operation, cost a third of the same layer built from single operations. Layer rather than batch
-//! normalisation: the result of a row does not depend on its batch, so training and use agree and a batch of one is fine.
+//! normalisation where we choose: the result of a row does not depend on its batch, so training and use agree and a batch
+//! of one is fine. The papers' nets use batch normalisation; its population moments are taken once training has ended.
 
 use std::rc::Rc;
 
@@ -18,6 +19,7 @@ use super::{
 const NORM_EPSILON: f32 = 1e-5;
 
 /// An input of a layer.
+#[derive(Clone, Copy)]
 pub(super) struct Input<'a> {
     /// `(B, I)`.
     pub(super) tensor: &'a Matrix,
@@ -37,6 +39,16 @@ impl<'a> Input<'a> {
     }
 }
 
+/// Over what pre-activations are normalised.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Norm {
+    /// Over the units of a row.
+    Layer,
+    /// Over the rows of a batch; in use over the rows trained on. Source: Ioffe & Szegedy, *Batch Normalization*, 2015,
+    /// algorithm 2, with the population taken in one pass at the end.
+    Batch,
+}
+
 /// What a layer does after its affine part.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Activation {
@@ -44,6 +56,8 @@ pub(super) enum Activation {
     None,
     /// Normalisation, ReLU, and in training dropout with this probability.
     NormRelu {
+        /// Over what.
+        norm: Norm,
         /// Probability that a unit is dropped.
         dropout: f32,
     },
@@ -57,17 +71,62 @@ pub(super) struct Dense {
     /// `(1, O)` each: bias, and for [`Activation::NormRelu`] gain and shift of the normalisation.
     pub(super) rows: Vec<Matrix>,
     pub(super) activation: Activation,
+    /// With [`Norm::Batch`] once trained.
+    pub(super) population: Option<Moments>,
+}
+
+/// Mean and inverse standard deviation of each unit's pre-activation `(O)` over the rows trained on.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Moments {
+    pub(super) mean: Vec<f32>,
+    pub(super) inverse_std: Vec<f32>,
+}
+
+impl Moments {
+    /// Of the columns of `values` `(B, width)`.
+    fn of_columns(values: &[f32], width: usize) -> Self {
+        let rows = (values.len() / width).max(1) as f32;
+        let mut mean = vec![0.0; width];
+        add_column_sums(&mut mean, values, width);
+        mean.iter_mut().for_each(|mean| *mean /= rows);
+        let mut variance = vec![0.0; width];
+        for row in values.chunks_exact(width) {
+            for ((variance, mean), value) in variance.iter_mut().zip(&mean).zip(row) {
+                *variance += (value - mean).powi(2) / rows;
+            }
+        }
+        Self { mean, inverse_std: variance.into_iter().map(|v| 1.0 / (v + NORM_EPSILON).sqrt()).collect() }
+    }
+
+    fn apply(&self, values: &mut [f32]) {
+        for row in values.chunks_exact_mut(self.mean.len()) {
+            for ((value, mean), inverse_std) in row.iter_mut().zip(&self.mean).zip(&self.inverse_std) {
+                *value = (*value - mean) * inverse_std;
+            }
+        }
+    }
+}
+
+/// One input of a layer as the backward pass needs it: the tensor, its values, whether it wants a gradient.
+type SavedInput = (Matrix, Rc<Vec<f32>>, bool);
+
+/// The affine part of a layer `(B, O)` with what it was made of.
+struct Affine {
+    out: Vec<f32>,
+    inputs: Vec<SavedInput>,
+    weights: Vec<(Matrix, Vec<f32>)>,
 }
 
 /// What the backward pass needs of the forward pass.
 struct Saved {
-    inputs: Vec<(Matrix, Rc<Vec<f32>>, bool)>,
+    inputs: Vec<SavedInput>,
     weights: Vec<(Matrix, Vec<f32>)>,
     rows: Vec<Matrix>,
+    norm: Norm,
     gain: Vec<f32>,
     /// Normalised pre-activations `(B, O)`; empty without normalisation.
     normed: Vec<f32>,
-    /// One over the standard deviation of each row `(B)`.
+    /// One over the standard deviation of each row `(B)`, or with [`Norm::Batch`] of each unit `(O)`.
     inverse_std: Vec<f32>,
     /// What the output was multiplied by after ReLU: 0 where it was cut or dropped `(B, O)`.
     passed: Vec<f32>,
@@ -97,7 +156,7 @@ impl Dense {
             rows.push(device.try_tensor_from_vec(vec![1.0; width], (1, width))?);
             rows.push(device.try_zeros_like(&(1, width))?);
         }
-        Ok(Self { weights, rows, activation })
+        Ok(Self { weights, rows, activation, population: None })
     }
 
     /// Every parameter, in a fixed order.
@@ -117,21 +176,12 @@ impl Dense {
         training: Option<(&mut Tape, &mut SmallRng)>,
     ) -> Result<Matrix, GvaeError> {
         let (batch, width) = (inputs[0].tensor.shape_of().0, self.rows[0].shape_of().1);
-        let bias = self.rows[0].as_vec();
-        let mut out: Vec<f32> = bias.iter().copied().cycle().take(batch * width).collect();
-        let mut saved_inputs = Vec::with_capacity(inputs.len());
-        let mut saved_weights = Vec::with_capacity(inputs.len());
-        for (input, weight) in inputs.iter().zip(&self.weights) {
-            let (values, size) = (Rc::new(input.tensor.as_vec()), input.tensor.shape_of().1);
-            let weights = weight.as_vec();
-            add_product(&mut out, View::new(&values, batch, size), View::new(&weights, size, width));
-            saved_inputs.push((input.tensor.clone(), values, input.wants_gradient));
-            saved_weights.push((weight.clone(), weights));
-        }
+        let Affine { mut out, inputs: saved_inputs, weights } = self.affine(inputs);
         let mut saved = Saved {
             inputs: saved_inputs,
-            weights: saved_weights,
+            weights,
             rows: self.rows.clone(),
+            norm: Norm::Layer,
             gain: Vec::new(),
             normed: Vec::new(),
             inverse_std: Vec::new(),
@@ -140,8 +190,10 @@ impl Dense {
             width,
         };
         let (tape, mut draw) = training.unzip();
-        if let Activation::NormRelu { dropout } = self.activation {
-            saved.normalise(&mut out);
+        if let Activation::NormRelu { norm, dropout } = self.activation {
+            let population = self.population.as_ref().filter(|_| tape.is_none());
+            saved.norm = norm;
+            saved.normalise(&mut out, population);
             saved.activate(&mut out, draw.as_mut().map(|draw| (dropout, &mut **draw)));
         }
         let out = inputs[0].tensor.device().try_tensor_from_vec(out, (batch, width))?;
@@ -151,21 +203,50 @@ impl Dense {
         }
         Ok(out)
     }
+
+    /// Takes the moments of `inputs`, all rows trained on, as those of the population, and answers for them.
+    pub(super) fn settle(&mut self, inputs: &[Input<'_>]) -> Result<Matrix, GvaeError> {
+        if matches!(self.activation, Activation::NormRelu { norm: Norm::Batch, .. }) {
+            self.population = Some(Moments::of_columns(&self.affine(inputs).out, self.rows[0].shape_of().1));
+        }
+        self.forward(inputs, None)
+    }
+
+    fn affine(&self, inputs: &[Input<'_>]) -> Affine {
+        let (batch, width) = (inputs[0].tensor.shape_of().0, self.rows[0].shape_of().1);
+        let bias = self.rows[0].as_vec();
+        let mut this = Affine {
+            out: bias.iter().copied().cycle().take(batch * width).collect(),
+            inputs: Vec::with_capacity(inputs.len()),
+            weights: Vec::with_capacity(inputs.len()),
+        };
+        for (input, weight) in inputs.iter().zip(&self.weights) {
+            let (values, size) = (Rc::new(input.tensor.as_vec()), input.tensor.shape_of().1);
+            let weights = weight.as_vec();
+            add_product(&mut this.out, View::new(&values, batch, size), View::new(&weights, size, width));
+            this.inputs.push((input.tensor.clone(), values, input.wants_gradient));
+            this.weights.push((weight.clone(), weights));
+        }
+        this
+    }
 }
 
 impl Saved {
-    /// Replaces each row of `out` by its layer normalisation and keeps what the way back needs.
-    fn normalise(&mut self, out: &mut [f32]) {
+    /// Normalises `out` and keeps what the way back needs.
+    fn normalise(&mut self, out: &mut [f32], population: Option<&Moments>) {
         self.gain = self.rows[1].as_vec();
-        for row in out.chunks_exact_mut(self.width) {
-            let mean = row.iter().sum::<f32>() / self.width as f32;
-            let variance = row.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / self.width as f32;
-            let inverse_std = 1.0 / (variance + NORM_EPSILON).sqrt();
-            for value in row.iter_mut() {
-                *value = (*value - mean) * inverse_std;
+        self.inverse_std = match (self.norm, population) {
+            (Norm::Layer, _) => standardise_rows(out, self.width),
+            (Norm::Batch, Some(population)) => {
+                population.apply(out);
+                Vec::new()
             }
-            self.inverse_std.push(inverse_std);
-        }
+            (Norm::Batch, None) => {
+                let moments = Moments::of_columns(out, self.width);
+                moments.apply(out);
+                moments.inverse_std
+            }
+        };
         self.normed = out.to_vec();
     }
 
@@ -218,19 +299,54 @@ impl Saved {
         add_column_sums(grads.get_or_alloc_mut(&self.rows[2])?, slope, self.width);
         let by_gain: Vec<f32> = slope.iter().zip(&self.normed).map(|(slope, normed)| slope * normed).collect();
         add_column_sums(grads.get_or_alloc_mut(&self.rows[1])?, &by_gain, self.width);
+        for row in slope.chunks_exact_mut(self.width) {
+            row.iter_mut().zip(&self.gain).for_each(|(slope, gain)| *slope *= gain);
+        }
+        match self.norm {
+            Norm::Layer => self.backward_rows(slope),
+            Norm::Batch => self.backward_columns(slope),
+        }
+        Ok(())
+    }
+
+    fn backward_rows(&self, slope: &mut [f32]) {
         let rows = slope.chunks_exact_mut(self.width).zip(self.normed.chunks_exact(self.width)).zip(&self.inverse_std);
         for ((slope, normed), inverse_std) in rows {
-            for (slope, gain) in slope.iter_mut().zip(&self.gain) {
-                *slope *= gain;
-            }
             let mean = slope.iter().sum::<f32>() / self.width as f32;
             let along = slope.iter().zip(normed).map(|(slope, normed)| slope * normed).sum::<f32>() / self.width as f32;
             for (slope, normed) in slope.iter_mut().zip(normed) {
                 *slope = inverse_std * (*slope - mean - normed * along);
             }
         }
-        Ok(())
     }
+
+    fn backward_columns(&self, slope: &mut [f32]) {
+        let (mut mean, mut along) = (vec![0.0; self.width], vec![0.0; self.width]);
+        add_column_sums(&mut mean, slope, self.width);
+        let products: Vec<f32> = slope.iter().zip(&self.normed).map(|(slope, normed)| slope * normed).collect();
+        add_column_sums(&mut along, &products, self.width);
+        let rows = slope.chunks_exact_mut(self.width).zip(self.normed.chunks_exact(self.width));
+        for (slope, normed) in rows {
+            for col in 0..self.width {
+                let pull = (mean[col] + normed[col] * along[col]) / self.batch as f32;
+                slope[col] = self.inverse_std[col] * (slope[col] - pull);
+            }
+        }
+    }
+}
+
+/// Replaces each row by its standard scores and gives one over the standard deviation of each.
+fn standardise_rows(values: &mut [f32], width: usize) -> Vec<f32> {
+    let standardise = |row: &mut [f32]| {
+        let mean = row.iter().sum::<f32>() / width as f32;
+        let variance = row.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / width as f32;
+        let inverse_std = 1.0 / (variance + NORM_EPSILON).sqrt();
+        for value in row.iter_mut() {
+            *value = (*value - mean) * inverse_std;
+        }
+        inverse_std
+    };
+    values.chunks_exact_mut(width).map(standardise).collect()
 }
 
 fn add_column_sums(sums: &mut [f32], values: &[f32], width: usize) {
@@ -281,10 +397,15 @@ mod tests {
     }
 
     #[test]
-    fn gradients_agree_with_finite_differences() {
+    fn gradients_agree_with_finite_differences_in_both_normalisations() {
+        [Norm::Layer, Norm::Batch].into_iter().for_each(compare);
+    }
+
+    fn compare(norm: Norm) {
         let device = Cpu::default();
         let mut draw = SmallRng::seed_from_u64(7);
-        let layer = Dense::new(&device, &[3], 6, Activation::NormRelu { dropout: 0.0 }, &mut draw).expect("layer");
+        let activation = Activation::NormRelu { norm, dropout: 0.0 };
+        let layer = Dense::new(&device, &[3], 6, activation, &mut draw).expect("layer");
         let values: Vec<f32> = (0..12).map(|_| draw.random_range(-1.0..1.0)).collect();
         let x = device.try_tensor_from_vec(values.clone(), (4, 3)).expect("x");
         let mut grads = analytic(&layer, &x);
@@ -322,7 +443,8 @@ mod tests {
     fn dropout_keeps_the_mean_and_is_off_in_use() {
         let device = Cpu::default();
         let mut draw = SmallRng::seed_from_u64(3);
-        let layer = Dense::new(&device, &[2], 8, Activation::NormRelu { dropout: 0.5 }, &mut draw).expect("layer");
+        let layer = Dense::new(&device, &[2], 8, Activation::NormRelu { norm: Norm::Layer, dropout: 0.5 }, &mut draw)
+            .expect("layer");
         let x = device.try_tensor_from_vec(vec![0.3; 4000], (2000, 2)).expect("x");
         let plain: f32 = layer.forward(&[Input::data(&x)], None).expect("use").as_vec().iter().sum();
         let mut tape = Tape::default();

@@ -102,6 +102,11 @@ pub(super) fn draw_latent(moments: &Matrix, draw: &mut SmallRng, tape: &mut Tape
     Ok(latent)
 }
 
+/// The standard deviation that a log-variance stands for.
+pub(super) fn standard_deviation(ln_var: f32) -> f32 {
+    (0.5 * clamped(ln_var).0).exp()
+}
+
 /// `ln_var` within [`LN_VAR_RANGE`], and 1 where it was inside, 0 where the clamp cut it.
 fn clamped(ln_var: f32) -> (f32, f32) {
     let held = ln_var.clamp(LN_VAR_RANGE.0, LN_VAR_RANGE.1);

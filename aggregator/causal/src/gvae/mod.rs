@@ -25,7 +25,8 @@ mod table;
 mod train;
 mod weights;
 
-pub use net::ServiceNet;
+pub use dense::Norm;
+pub use net::{Latent, ServiceNet};
 pub use table::Table;
 pub use train::CvaeOptions;
 

@@ -4,17 +4,30 @@ use dfdx::tensor::{Cpu, TensorFromVec};
 use rand::{SeedableRng, rngs::SmallRng};
 
 use super::{
-    CvaeOptions, GvaeError, Table,
+    CvaeOptions, GvaeError, Matrix, Table,
     cvae::{Cvae, Sizes},
+    dense::ShapeOf,
+    loss,
     scaler::Scaler,
-    train,
+    train::{self, Samples},
 };
+
+/// A Gaussian over z.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Latent {
+    /// Mean of each dimension.
+    pub mean: Vec<f32>,
+    /// Standard deviation of each dimension.
+    pub sd: Vec<f32>,
+}
 
 /// A trained CVAE + GSNN of one service.
 #[derive(Clone, Debug)]
 pub struct ServiceNet {
     pub(super) sizes: Sizes,
     pub(super) x: Scaler,
+    /// Of what the decoder alone sees; without columns for nets that see nothing alone.
+    pub(super) context: Scaler,
     pub(super) y: Scaler,
     pub(super) net: Cvae,
 }
@@ -35,8 +48,28 @@ impl ServiceNet {
         previous: Option<&Self>,
         options: &CvaeOptions,
     ) -> Result<Self, GvaeError> {
-        if x.rows() != y.rows() {
-            return Err(GvaeError::Shape { what: "rows of x against rows of y", left: x.rows(), right: y.rows() });
+        Self::train_in_context(x, None, y, order, previous, options)
+    }
+
+    /// [`train`](Self::train) with columns `context` `(N, C)` that only the decoder sees: the outputs of the decoders
+    /// that stand before it in the causal graph.
+    ///
+    /// # Errors
+    ///
+    /// As [`train`](Self::train).
+    pub fn train_in_context(
+        x: &Table,
+        context: Option<&Table>,
+        y: &Table,
+        order: &[usize],
+        previous: Option<&Self>,
+        options: &CvaeOptions,
+    ) -> Result<Self, GvaeError> {
+        let context = context.filter(|context| context.cols() > 0);
+        for other in [Some(y), context].into_iter().flatten() {
+            if x.rows() != other.rows() {
+                return Err(GvaeError::Shape { what: "rows of two tables", left: x.rows(), right: other.rows() });
+            }
         }
         if order.len() < train::ROWS_MIN {
             return Err(GvaeError::TooFewRows { rows: order.len(), want: train::ROWS_MIN });
@@ -44,15 +77,20 @@ impl ServiceNet {
         if let Some(row) = order.iter().find(|row| **row >= x.rows()) {
             return Err(GvaeError::Shape { what: "row in the order against rows", left: *row, right: x.rows() });
         }
-        let sizes = train::sizes(x, y, options);
+        let sizes = train::sizes(x, context, y, options);
         let mut this = match previous.filter(|previous| previous.sizes == sizes) {
             Some(previous) => previous.clone(),
             None => {
                 let mut draw = SmallRng::seed_from_u64(options.seed);
-                Self { sizes, x: Scaler::fit(x), y: Scaler::fit(y), net: Cvae::new(sizes, options, &mut draw)? }
+                let net = Cvae::new(&sizes, options, &mut draw)?;
+                let context = context.map_or(Scaler::NONE, Scaler::fit);
+                Self { sizes, x: Scaler::fit(x), context, y: Scaler::fit(y), net }
             }
         };
-        train::fit(&mut this.net, (x, &this.x), (y, &this.y), order, options)?;
+        let Self { x: x_scaler, context: context_scaler, y: y_scaler, net, .. } = &mut this;
+        let context = context.map(|context| (context, &*context_scaler));
+        let samples = Samples { x: (x, &*x_scaler), context, y: (y, &*y_scaler) };
+        train::fit(net, &samples, order, options)?;
         Ok(this)
     }
 
@@ -73,19 +111,77 @@ impl ServiceNet {
     ///
     /// As [`predict`](Self::predict).
     pub fn predict_all(&self, x: &Table) -> Result<Vec<Vec<f32>>, GvaeError> {
-        if x.cols() != self.sizes.x {
-            return Err(GvaeError::Shape { what: "columns of x against the net", left: x.cols(), right: self.sizes.x });
+        let prior = self.prior(x)?;
+        self.decode(x, None, &prior.into_iter().map(|prior| prior.mean).collect::<Vec<_>>())
+    }
+
+    /// What z is expected to be at each row of `x` alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`predict`](Self::predict).
+    pub fn prior(&self, x: &Table) -> Result<Vec<Latent>, GvaeError> {
+        let moments = self.net.prior(&self.standard(x, &self.x)?)?;
+        Ok(self.latents(&moments))
+    }
+
+    /// What z must have been at each row of `x` for `y` to come out.
+    ///
+    /// # Errors
+    ///
+    /// As [`predict`](Self::predict).
+    pub fn posterior(&self, x: &Table, y: &Table) -> Result<Vec<Latent>, GvaeError> {
+        let moments = self.net.posterior(&self.standard(x, &self.x)?, &self.standard(y, &self.y)?)?;
+        Ok(self.latents(&moments))
+    }
+
+    /// `y` at each row of `x` and z, on the scale of `y`; with the columns that only the decoder sees where it has some.
+    ///
+    /// # Errors
+    ///
+    /// [`GvaeError::Shape`] for tables of another shape than the net was trained on.
+    pub fn decode(&self, x: &Table, context: Option<&Table>, z: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, GvaeError> {
+        let context = context.filter(|context| context.cols() > 0);
+        let (left, right) = (context.map_or(0, Table::cols), self.sizes.context);
+        if left != right {
+            return Err(GvaeError::Shape { what: "columns that the decoder sees against the net", left, right });
         }
-        let rows = x.rows();
-        let standard = (0..rows).flat_map(|row| self.x.standardise(x.row(row))).collect::<Vec<_>>();
-        let x = Cpu::default().try_tensor_from_vec(standard, (rows, self.sizes.x))?;
-        let y = self.net.predict(&x, self.sizes.latent)?.as_vec();
+        let context = context.map(|context| self.standard(context, &self.context)).transpose()?;
+        let x = self.standard(x, &self.x)?;
+        let (rows, latent) = (x.shape_of().0, self.sizes.latent);
+        let z: Vec<f32> = z.iter().flatten().copied().collect();
+        if z.len() != rows * latent {
+            return Err(GvaeError::Shape { what: "latent values against rows", left: z.len(), right: rows * latent });
+        }
+        let z = Cpu::default().try_tensor_from_vec(z, (rows, latent))?;
+        let y = self.net.decode(&x, context.as_ref(), &z)?.as_vec();
         Ok(y.chunks_exact(self.sizes.y).map(|row| self.y.restore(row)).collect())
+    }
+
+    fn standard(&self, table: &Table, scaler: &Scaler) -> Result<Matrix, GvaeError> {
+        let (left, right) = (table.cols(), scaler.location.len());
+        if left != right {
+            return Err(GvaeError::Shape { what: "columns against the net", left, right });
+        }
+        train::standard((table, scaler), &(0..table.rows()).collect::<Vec<_>>())
+    }
+
+    fn latents(&self, moments: &Matrix) -> Vec<Latent> {
+        let latent = |row: &[f32]| {
+            let (mean, ln_var) = row.split_at(self.sizes.latent);
+            Latent { mean: mean.to_vec(), sd: ln_var.iter().map(|v| loss::standard_deviation(*v)).collect() }
+        };
+        moments.as_vec().chunks_exact(2 * self.sizes.latent).map(latent).collect()
     }
 
     /// Columns of `x`.
     pub fn inputs(&self) -> usize {
         self.sizes.x
+    }
+
+    /// Columns that the decoder alone sees.
+    pub fn contexts(&self) -> usize {
+        self.sizes.context
     }
 
     /// Columns of `y`.

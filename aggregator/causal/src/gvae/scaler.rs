@@ -15,6 +15,9 @@ pub(super) struct Scaler {
 }
 
 impl Scaler {
+    /// Of a table without columns.
+    pub(super) const NONE: Self = Self { location: Vec::new(), scale: Vec::new() };
+
     /// Fits each column of `table`; an all-absent column gets location 0 and scale 1.
     pub(super) fn fit(table: &Table) -> Self {
         let (location, scale) = (0..table.cols()).map(|col| location_and_scale(table.column(col))).unzip();

@@ -9,6 +9,7 @@ use rand::{SeedableRng, rngs::SmallRng, seq::SliceRandom};
 use super::{
     Grads, GvaeError, Matrix, Table,
     cvae::{Batch, Cvae, Sizes},
+    dense::Norm,
     scaler::Scaler,
 };
 
@@ -38,11 +39,29 @@ pub struct CvaeOptions {
     pub alpha: f32,
     /// Dropout before the output layer.
     pub dropout: f32,
+    /// Fully connected layers of encoder, prior and decoder each.
+    pub layers: usize,
+    /// Normalisation between them.
+    pub norm: Norm,
+    /// Whether outputs also see the inputs, so that what is linear need not be learnt by the hidden layers.
+    pub has_skip: bool,
 }
 
 impl Default for CvaeOptions {
     fn default() -> Self {
-        Self { seed: 0, epochs: 40, batch: 128, rate_max: 3e-3, latent: 4, beta: 0.1, alpha: 0.7, dropout: 0.1 }
+        Self {
+            seed: 0,
+            epochs: 40,
+            batch: 128,
+            rate_max: 3e-3,
+            latent: 4,
+            beta: 0.1,
+            alpha: 0.7,
+            dropout: 0.1,
+            layers: 3,
+            norm: Norm::Layer,
+            has_skip: true,
+        }
     }
 }
 
@@ -88,11 +107,38 @@ fn clip(net: &Cvae, grads: &mut Grads) -> Result<(), GvaeError> {
     Ok(())
 }
 
+/// A table with its scaler.
+pub(super) type Scaled<'a> = (&'a Table, &'a Scaler);
+
+/// What a net learns from, row by row of the same window.
+#[derive(Clone, Copy)]
+pub(super) struct Samples<'a> {
+    /// Causes.
+    pub(super) x: Scaled<'a>,
+    /// What the decoder alone sees.
+    pub(super) context: Option<Scaled<'a>>,
+    /// Effects.
+    pub(super) y: Scaled<'a>,
+}
+
+impl Samples<'_> {
+    fn batch(&self, rows: &[usize]) -> Result<Batch, GvaeError> {
+        let mask = rows.iter().flat_map(|row| self.y.0.row(*row)).map(|value| value.is_finite()).collect();
+        let context = self.context.map(|context| standard(context, rows)).transpose()?;
+        Ok(Batch { x: standard(self.x, rows)?, context, y: standard(self.y, rows)?, mask })
+    }
+}
+
+/// `rows` of a table on its standard scale.
+pub(super) fn standard((table, scaler): Scaled<'_>, rows: &[usize]) -> Result<Matrix, GvaeError> {
+    let values = rows.iter().flat_map(|row| scaler.standardise(table.row(*row))).collect::<Vec<_>>();
+    Ok(Cpu::default().try_tensor_from_vec(values, (rows.len(), table.cols()))?)
+}
+
 /// Trains `net` in place on the rows named by `order` (a row may stand in it more than once).
 pub(super) fn fit(
     net: &mut Cvae,
-    (x, x_scaler): (&Table, &Scaler),
-    (y, y_scaler): (&Table, &Scaler),
+    samples: &Samples<'_>,
     order: &[usize],
     options: &CvaeOptions,
 ) -> Result<(), GvaeError> {
@@ -104,14 +150,16 @@ pub(super) fn fit(
     for epoch in 0..options.epochs {
         order.shuffle(&mut draw);
         for rows in order.chunks(options.batch) {
-            let batch = batch_of(rows, (x, x_scaler), (y, y_scaler))?;
-            let (loss, mut grads) = net.step(&batch, options, &mut draw)?;
+            let (loss, mut grads) = net.step(&samples.batch(rows)?, options, &mut draw)?;
             if !loss.is_finite() {
                 return Err(GvaeError::NonFinite { epoch });
             }
             adam.update(net, &mut grads, one_cycle(options.rate_max, step, steps))?;
             step += 1;
         }
+    }
+    if options.norm == Norm::Batch {
+        net.settle(&samples.batch(&order)?, &mut draw)?;
     }
     let finite = net.parameters().all(|parameter| parameter.as_vec().iter().all(|value| value.is_finite()));
     if finite { Ok(()) } else { Err(GvaeError::NonFinite { epoch: options.epochs }) }
@@ -130,21 +178,17 @@ fn one_cycle(peak: f32, step: usize, steps: usize) -> f32 {
     }
 }
 
-fn batch_of(
-    rows: &[usize],
-    (x, x_scaler): (&Table, &Scaler),
-    (y, y_scaler): (&Table, &Scaler),
-) -> Result<Batch, GvaeError> {
-    let device = Cpu::default();
-    let standard = |table: &Table, scaler: &Scaler| {
-        let values = rows.iter().flat_map(|row| scaler.standardise(table.row(*row))).collect::<Vec<_>>();
-        device.try_tensor_from_vec(values, (rows.len(), table.cols()))
-    };
-    let mask = rows.iter().flat_map(|row| y.row(*row)).map(|value| value.is_finite()).collect();
-    Ok(Batch { x: standard(x, x_scaler)?, y: standard(y, y_scaler)?, mask })
-}
-
-/// Sizes for `x` and `y` columns: hidden layers as wide as the mean of the two, within 24 and 64.
-pub(super) fn sizes(x: &Table, y: &Table, options: &CvaeOptions) -> Sizes {
-    Sizes { x: x.cols(), y: y.cols(), hidden: x.cols().midpoint(y.cols()).clamp(24, 64), latent: options.latent.max(1) }
+/// Sizes for `x`, `context` and `y` columns: hidden layers as wide as the mean of causes and effects, within 24 and 64.
+pub(super) fn sizes(x: &Table, context: Option<&Table>, y: &Table, options: &CvaeOptions) -> Sizes {
+    let context = context.map_or(0, Table::cols);
+    Sizes {
+        x: x.cols(),
+        context,
+        y: y.cols(),
+        hidden: (x.cols() + context).midpoint(y.cols()).clamp(24, 64),
+        latent: options.latent.max(1),
+        layers: options.layers.max(2),
+        norm: options.norm,
+        has_skip: options.has_skip,
+    }
 }

@@ -1,4 +1,5 @@
-//! Durable bytes of a net: `SGVN`, version, sizes, scalers, parameters as little-endian floats, xxh3 of all before it.
+//! Durable bytes of a net: `SGVN`, version, sizes, scalers, parameters and population moments as little-endian floats, xxh3
+//! of all before it. The sizes are held against the length before anything is allocated.
 
 use dfdx::tensor::CopySlice;
 use rand::{SeedableRng, rngs::SmallRng};
@@ -7,26 +8,37 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{
     CvaeOptions, GvaeError, ServiceNet,
     cvae::{Cvae, Sizes},
+    dense::{Activation, Moments, Norm},
     scaler::Scaler,
 };
 
 const MAGIC: &[u8; 4] = b"SGVN";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// No real service has more columns; a larger number is damage, and must not become an allocation.
 const COLUMNS_MAX: u32 = 65_536;
 /// Hidden width and latent size are at most this.
 const WIDTH_MAX: u32 = 1_024;
+/// Layers are at most this many.
+const LAYERS_MAX: u32 = 16;
+/// Bits of the number that says how a net is made.
+const BATCH_NORM: usize = 1;
+const SKIP: usize = 2;
 
 impl ServiceNet {
     /// The net as bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let Sizes { x, y, hidden, latent } = self.sizes;
+        let Sizes { x, context, y, hidden, latent, layers, norm, has_skip } = self.sizes;
+        let make = if norm == Norm::Batch { BATCH_NORM } else { 0 } + if has_skip { SKIP } else { 0 };
         let mut bytes = MAGIC.to_vec();
-        for number in [VERSION, x as u32, y as u32, hidden as u32, latent as u32] {
-            bytes.extend(number.to_le_bytes());
+        bytes.extend(VERSION.to_le_bytes());
+        for number in [x, context, y, hidden, latent, layers, make] {
+            bytes.extend((number as u32).to_le_bytes());
         }
-        let scalers = [&self.x.location, &self.x.scale, &self.y.location, &self.y.scale].into_iter().flatten().copied();
-        let floats = scalers.chain(self.net.parameters().flat_map(dfdx::tensor::Tensor::as_vec));
+        let scalers = [&self.x, &self.context, &self.y].into_iter().flat_map(|s| s.location.iter().chain(&s.scale));
+        let weights = self.net.parameters().flat_map(dfdx::tensor::Tensor::as_vec);
+        let moments = self.net.layers().filter_map(|layer| layer.population.as_ref());
+        let moments = moments.flat_map(|moments| moments.mean.iter().chain(&moments.inverse_std));
+        let floats = scalers.copied().chain(weights).chain(moments.copied());
         floats.for_each(|value| bytes.extend(value.to_le_bytes()));
         bytes.extend(xxh3_64(&bytes).to_le_bytes());
         bytes
@@ -46,26 +58,54 @@ impl ServiceNet {
         if reader.number(u32::MAX)? != VERSION as usize {
             return Err(GvaeError::Stored("another format version"));
         }
-        let sizes = Sizes {
-            x: reader.number(COLUMNS_MAX)?,
-            y: reader.number(COLUMNS_MAX)?,
-            hidden: reader.number(WIDTH_MAX)?,
-            latent: reader.number(WIDTH_MAX)?,
-        };
-        let x = Scaler { location: reader.floats(sizes.x)?, scale: reader.floats(sizes.x)? };
-        let y = Scaler { location: reader.floats(sizes.y)?, scale: reader.floats(sizes.y)? };
-        let mut net = Cvae::new(sizes, &CvaeOptions::default(), &mut SmallRng::seed_from_u64(0))?;
+        let sizes = reader.sizes()?;
+        if reader.0.len() != 4 * (2 * (sizes.x + sizes.context + sizes.y) + sizes.numbers()) {
+            return Err(GvaeError::Stored("another length than its sizes say"));
+        }
+        let mut scaler =
+            |columns| Ok::<_, GvaeError>(Scaler { location: reader.floats(columns)?, scale: reader.floats(columns)? });
+        let (x, context, y) = (scaler(sizes.x)?, scaler(sizes.context)?, scaler(sizes.y)?);
+        let mut net = Cvae::new(&sizes, &CvaeOptions::default(), &mut SmallRng::seed_from_u64(0))?;
         for parameter in net.parameters_mut() {
             let values = reader.floats(parameter.as_vec().len())?;
             dfdx::tensor::Cpu::copy_from(parameter, &values);
         }
-        if reader.0.is_empty() { Ok(Self { sizes, x, y, net }) } else { Err(GvaeError::Stored("trailing bytes")) }
+        for layer in net.layers_mut() {
+            if matches!(layer.activation, Activation::NormRelu { norm: Norm::Batch, .. }) {
+                let (mean, inverse_std) = (reader.floats(sizes.hidden)?, reader.floats(sizes.hidden)?);
+                layer.population = Some(Moments { mean, inverse_std });
+            }
+        }
+        let this = Self { sizes, x, context, y, net };
+        if reader.0.is_empty() { Ok(this) } else { Err(GvaeError::Stored("trailing bytes")) }
     }
 }
 
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
+    fn sizes(&mut self) -> Result<Sizes, GvaeError> {
+        let mut sizes = Sizes {
+            x: self.number(COLUMNS_MAX)?,
+            context: self.number(COLUMNS_MAX)?,
+            y: self.number(COLUMNS_MAX)?,
+            hidden: self.number(WIDTH_MAX)?,
+            latent: self.number(WIDTH_MAX)?,
+            layers: self.number(LAYERS_MAX)?,
+            norm: Norm::Layer,
+            has_skip: false,
+        };
+        let make = self.number(u32::MAX)?;
+        if make > (BATCH_NORM | SKIP) || sizes.layers < 2 || sizes.hidden == 0 || sizes.latent == 0 {
+            return Err(GvaeError::Stored("a size out of range"));
+        }
+        sizes.has_skip = make & SKIP != 0;
+        if make & BATCH_NORM != 0 {
+            sizes.norm = Norm::Batch;
+        }
+        Ok(sizes)
+    }
+
     fn number(&mut self, max: u32) -> Result<usize, GvaeError> {
         let (head, rest) = self.0.split_first_chunk::<4>().ok_or(GvaeError::Stored("too short"))?;
         self.0 = rest;
