@@ -43,7 +43,7 @@ pub(super) enum Value<'a> {
 
 /// A value that may be given under several names of different standing.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Slot<'a> {
+pub(super) struct Slot<'a> {
     text: Option<Cow<'a, str>>,
     rank: u8,
 }
@@ -55,7 +55,7 @@ impl<'a> Slot<'a> {
         }
     }
 
-    fn get(&self) -> Option<&str> {
+    pub fn get(&self) -> Option<&str> {
         self.text.as_deref()
     }
 }
@@ -128,6 +128,8 @@ pub(super) struct ResourceFields<'a> {
     pub service: Option<Cow<'a, str>>,
     container: Option<Cow<'a, str>>,
     instance: Option<Cow<'a, str>>,
+    /// The machine, which only recordings need: an agent's spans are of its own.
+    pub host: Slot<'a>,
     pid: Option<u32>,
 }
 
@@ -140,6 +142,8 @@ impl<'a> ResourceFields<'a> {
                 "service.name" => self.service = Some(text),
                 "container.id" => self.container = Some(text),
                 "service.instance.id" => self.instance = Some(text),
+                "host.name" => self.host.set(text, 0),
+                "k8s.node.name" => self.host.set(text, 1),
                 _ => {}
             },
             _ => {}
@@ -239,6 +243,33 @@ impl<F: FnMut(Span)> Builder<F> {
         Self { sink, reporter: None, operations: Recent::default(), peers: Recent::default(), tally: Tally::default() }
     }
 
+    /// The span; `None` when it cannot be one, which is counted.
+    pub fn make(&mut self, resource: &ResourceFields<'_>, raw: &RawSpan<'_>) -> Option<Span> {
+        let ids = (raw.trace.filter(|trace| *trace != [0; 16]), raw.id.filter(|id| *id != 0), raw.parent);
+        let (Some(trace), Some(id), Some(parent)) = ids else {
+            self.tally.invalid_ids += 1;
+            return None;
+        };
+        let duration = self.duration(raw);
+        let Reporter { service, instance, pid } = self.reporter.get_or_insert_with(|| Reporter::of(resource)).clone();
+        self.tally.spans += 1;
+        Some(Span {
+            trace: TraceHash(xxh3_64(&trace)),
+            id: SpanId(id),
+            parent: SpanId(parent),
+            service,
+            instance,
+            pid,
+            operation: self.operations.get(&raw.fields.operation(&raw.name)),
+            side: raw.side,
+            peer: raw.fields.peer(raw.side, &mut self.peers),
+            start: raw.start,
+            duration,
+            is_error: raw.is_error,
+            weight: tracestate::weight(&raw.tracestate),
+        })
+    }
+
     fn duration(&mut self, raw: &RawSpan<'_>) -> Micros {
         let Some(duration) = raw.end.since(raw.start) else {
             self.tally.reversed += 1;
@@ -259,30 +290,9 @@ impl<F: FnMut(Span)> Visitor for Builder<F> {
     }
 
     fn span(&mut self, resource: &ResourceFields<'_>, raw: &RawSpan<'_>) {
-        let ids = (raw.trace.filter(|trace| *trace != [0; 16]), raw.id.filter(|id| *id != 0), raw.parent);
-        let (Some(trace), Some(id), Some(parent)) = ids else {
-            self.tally.invalid_ids += 1;
-            return;
-        };
-        let duration = self.duration(raw);
-        let Reporter { service, instance, pid } = self.reporter.get_or_insert_with(|| Reporter::of(resource)).clone();
-        let span = Span {
-            trace: TraceHash(xxh3_64(&trace)),
-            id: SpanId(id),
-            parent: SpanId(parent),
-            service,
-            instance,
-            pid,
-            operation: self.operations.get(&raw.fields.operation(&raw.name)),
-            side: raw.side,
-            peer: raw.fields.peer(raw.side, &mut self.peers),
-            start: raw.start,
-            duration,
-            is_error: raw.is_error,
-            weight: tracestate::weight(&raw.tracestate),
-        };
-        self.tally.spans += 1;
-        (self.sink)(span);
+        if let Some(span) = self.make(resource, raw) {
+            (self.sink)(span);
+        }
     }
 
     fn attributes_skipped(&mut self, count: u64) {

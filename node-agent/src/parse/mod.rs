@@ -3,11 +3,13 @@
 //! Every format is walked twice: once to check the request as a whole, once to hand the spans out. So a bad request is
 //! rejected before any of it has counted, and memory does not grow with the request.
 
+mod cursor;
 mod fields;
 pub mod jaeger;
 pub mod otlp;
 pub mod otlp_json;
 mod recent;
+pub mod recorded;
 mod thrift;
 mod tracestate;
 mod wire;

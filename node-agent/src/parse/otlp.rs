@@ -26,7 +26,7 @@ pub fn decode(request: &[u8], sink: impl FnMut(Span)) -> Result<Tally, ParseErro
     Ok(builder.tally)
 }
 
-fn walk(request: &[u8], visitor: &mut impl Visitor) -> Result<(), ParseError> {
+pub(super) fn walk(request: &[u8], visitor: &mut impl Visitor) -> Result<(), ParseError> {
     let mut reader = Reader::new(request);
     while let Some(field) = reader.field()? {
         match field.number {

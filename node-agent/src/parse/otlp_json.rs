@@ -283,7 +283,7 @@ impl<'a> Number<'a> {
     }
 }
 
-const KINDS: [&str; 6] = [
+pub(super) const KINDS: [&str; 6] = [
     "SPAN_KIND_UNSPECIFIED",
     "SPAN_KIND_INTERNAL",
     "SPAN_KIND_SERVER",
@@ -292,7 +292,7 @@ const KINDS: [&str; 6] = [
     "SPAN_KIND_CONSUMER",
 ];
 
-const STATUS_CODES: [&str; 3] = ["STATUS_CODE_UNSET", "STATUS_CODE_OK", "STATUS_CODE_ERROR"];
+pub(super) const STATUS_CODES: [&str; 3] = ["STATUS_CODE_UNSET", "STATUS_CODE_OK", "STATUS_CODE_ERROR"];
 
 /// One span, with the number of attributes that were stepped over.
 struct JsonSpan<'a> {
@@ -404,7 +404,7 @@ impl<'a> Deserialize<'a> for Attribute<'a> {
 }
 
 /// `N` bytes in hexadecimal, upper or lower case.
-fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(super) fn hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
     if digits.len() != 2 * N {
         return None;
