@@ -22,7 +22,7 @@ const SEND_BLOCK: usize = 64 << 10;
 /// What to exhaust.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Hog {
-    /// Spin on this many threads.
+    /// Spin on this many threads, all on one CPU.
     Cpu {
         /// Threads.
         #[arg(long, default_value_t = 2)]
@@ -57,7 +57,10 @@ pub enum Hog {
 /// Runs until it is killed.
 pub fn run(hog: Hog) -> Result<()> {
     match hog {
-        Hog::Cpu { threads } => together(threads, |_| spin()),
+        Hog::Cpu { threads } => together(threads, |_| {
+            stay_on_last_cpu()?;
+            spin()
+        }),
         Hog::Disk { dir, threads } => together(threads, move |index| write_over(&dir, index)),
         Hog::Send { to, connections } => together(connections, move |_| send(to)),
         Hog::Sink { listen } => sink(listen),
@@ -74,6 +77,15 @@ fn together(threads: usize, work: impl Fn(usize) -> Result<()> + Clone + Send + 
         thread.join().map_err(|_| anyhow::anyhow!("a hog thread panicked"))??;
     }
     Ok(())
+}
+
+/// A job of one small node must not reach the others by way of the machine that they all run on.
+fn stay_on_last_cpu() -> Result<()> {
+    let own = rustix::thread::sched_getaffinity(None).context("cannot read the CPU affinity")?;
+    let Some(last) = (0..rustix::thread::CpuSet::MAX_CPU).rev().find(|cpu| own.is_set(*cpu)) else { return Ok(()) };
+    let mut only = rustix::thread::CpuSet::new();
+    only.set(last);
+    rustix::thread::sched_setaffinity(None, &only).context("cannot set the CPU affinity")
 }
 
 fn spin() -> Result<()> {

@@ -15,7 +15,7 @@ mod span;
 pub mod supervise;
 mod tier;
 mod visit;
-pub mod work;
+mod work;
 
 pub use self::{
     client::{CallError, connect, exchange},

@@ -48,6 +48,9 @@ pub struct TierArgs {
     /// Multiplies every service time of the file
     #[arg(long, default_value_t = 1.0)]
     pub scale_time: f64,
+    /// Line rate of the link, Mbit/s: answers are as long as their network share lasts on it
+    #[arg(long, default_value_t = 1000.0)]
+    pub link_mbit: f64,
     /// Name the callee in client spans
     #[arg(long)]
     pub peer_names: bool,
@@ -77,6 +80,7 @@ pub fn run(args: &TierArgs) -> Result<()> {
         otlp: args.otlp.clone(),
         work_dir: args.work_dir.clone(),
         scale_time: args.scale_time,
+        link_mbit: args.link_mbit,
         peer_names: args.peer_names,
     };
     let tier = Tier::new(&topology, &spec)?;

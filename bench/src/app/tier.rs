@@ -37,6 +37,8 @@ pub struct TierSpec {
     pub work_dir: Option<PathBuf>,
     /// Every own time and RPC cost is multiplied by this.
     pub scale_time: f64,
+    /// Line rate of the link that the network share of an own time is spent on, Mbit/s.
+    pub link_mbit: f64,
     /// Whether client spans name their callee.
     pub peer_names: bool,
 }
@@ -56,6 +58,8 @@ pub struct Tier {
     pub rpc_cost: RpcCost,
     /// What its own time is made of.
     pub sensitivity: Sensitivity,
+    /// Line rate of the link, Mbit/s.
+    pub link_mbit: f64,
     /// Edges to its callees.
     pub edges: Arc<[Edge]>,
     /// Limits the requests served at once.
@@ -153,6 +157,7 @@ impl Tier {
                 server: service.rpc_cost_us.server * scale,
             },
             sensitivity: service.sensitivity,
+            link_mbit: spec.link_mbit,
             admission: Gate::new(admission(service.concurrency)),
             faults: Faults::none(),
             counters: Counters::default(),

@@ -114,7 +114,7 @@ impl Visit {
     }
 
     async fn work(&self, share: f64) {
-        let shares = Shares::new(self.own_us * share, self.tier.sensitivity);
+        let shares = Shares::new(self.own_us * share, self.tier.sensitivity, self.tier.link_mbit);
         self.payload_len.fetch_add(shares.payload_len, Ordering::Relaxed);
         spin(shares.cpu_us);
         if let Some(memory) = self.tier.memory() {

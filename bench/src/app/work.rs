@@ -39,17 +39,14 @@ pub struct Shares {
     pub payload_len: usize,
 }
 
-/// A microsecond of network share in bytes: the rate of a 1 Gbit/s link.
-pub const BYTES_PER_US: f64 = 125.0;
-
 impl Shares {
-    /// `own_us` split as the tier's sensitivity says.
-    pub fn new(own_us: f64, sensitivity: Sensitivity) -> Self {
+    /// `own_us` split as the tier's sensitivity says; its network share is the time on a link of `link_mbit`.
+    pub fn new(own_us: f64, sensitivity: Sensitivity, link_mbit: f64) -> Self {
         Self {
             cpu_us: own_us * sensitivity.cpu,
             mem_us: own_us * sensitivity.mem,
             disk_us: own_us * sensitivity.disk,
-            payload_len: (own_us * sensitivity.net * BYTES_PER_US) as usize,
+            payload_len: (own_us * sensitivity.net * link_mbit / 8.0) as usize,
         }
     }
 }
@@ -244,7 +241,7 @@ mod tests {
 
     #[test]
     fn shares_add_up_to_the_own_time() {
-        let shares = Shares::new(1_000.0, Sensitivity { cpu: 0.5, mem: 0.2, disk: 0.2, net: 0.1 });
+        let shares = Shares::new(1_000.0, Sensitivity { cpu: 0.5, mem: 0.2, disk: 0.2, net: 0.1 }, 1000.0);
         assert_eq!(shares, Shares { cpu_us: 500.0, mem_us: 200.0, disk_us: 200.0, payload_len: 12_500 });
     }
 

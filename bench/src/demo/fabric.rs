@@ -19,6 +19,8 @@ use super::{
     shell::run,
 };
 
+/// Line rate of a node's link, Mbit/s: low enough to be filled from one core.
+pub const LINK_MBIT: u32 = 100;
 /// How long the queue at either end of a wire may grow before it drops.
 const QUEUE_MS: u32 = 200;
 
@@ -43,7 +45,7 @@ impl Network {
         run(&format!("ip -n {hub} addr add {HUB}/24 dev br0"))?;
         run(&format!("ip -n {hub} link set br0 up"))?;
         for (index, node) in layout.nodes.iter().enumerate() {
-            network.wire(index, &node.name, &node.ip.to_string(), layout.link_mbit)?;
+            network.wire(index, &node.name, &node.ip.to_string())?;
         }
         enter(&hub)?;
         Ok(network)
@@ -69,7 +71,7 @@ impl Network {
         names
     }
 
-    fn wire(&self, index: usize, node: &str, ip: &str, mbit: u32) -> Result<()> {
+    fn wire(&self, index: usize, node: &str, ip: &str) -> Result<()> {
         let (hub, wires, node) = (self.hub(), self.wires(), self.node(node));
         run(&format!("ip -n {wires} link add w{index} type bridge"))?;
         run(&format!("ip -n {wires} link add p{index} type veth peer name eth0 netns {node}"))?;
@@ -78,7 +80,7 @@ impl Network {
             run(&format!("ip -n {wires} link set {port} master w{index}"))?;
             run(&format!("ip -n {wires} link set {port} up"))?;
             run(&format!(
-                "tc -n {wires} qdisc add dev {port} root tbf rate {mbit}mbit burst 64kb latency {QUEUE_MS}ms"
+                "tc -n {wires} qdisc add dev {port} root tbf rate {LINK_MBIT}mbit burst 64kb latency {QUEUE_MS}ms"
             ))?;
         }
         run(&format!("ip -n {wires} link set w{index} up"))?;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{
     cgroups::{Cgroups, ROOT},
+    fabric::LINK_MBIT,
     layout::{HUB, Layout, Node},
 };
 
@@ -144,17 +145,11 @@ pub fn aggregator(paths: &Paths, pki: &Path, pace: Pace) -> Result<PathBuf> {
 }
 
 /// Writes a node's `agent.toml` and policy and returns the path of the former.
-pub fn agent(
-    paths: &Paths,
-    (node, link_mbit): (&Node, u32),
-    pki: &Path,
-    pace: Pace,
-    cgroups: Option<&Cgroups>,
-) -> Result<PathBuf> {
+pub fn agent(paths: &Paths, node: &Node, pki: &Path, pace: Pace, cgroups: Option<&Cgroups>) -> Result<PathBuf> {
     let home = paths.dir(&node.name)?;
     let state = paths.state.dir(&node.name)?;
     let policy = paths.dir(&format!("{}/policy.d", node.name))?;
-    write(&policy.join("demo.toml"), &policy_text(node, link_mbit, cgroups))?;
+    write(&policy.join("demo.toml"), &policy_text(node, cgroups))?;
     let mut text = format!(
         "node = \"{name}\"\nstate_dir = \"{state}\"\nsocket = \"{home}/agent.sock\"\naudit_file = \"{home}/audit.jsonl\"\n\
          policy_dir = \"{policy}\"\n\n[window]\nlength_ms = {window}\nlateness_ms = 300\n\n\
@@ -178,13 +173,13 @@ pub fn agent(
 }
 
 /// What the agent may do: everything the demo needs when it has cgroups of its own, else only say what it would do.
-fn policy_text(node: &Node, link_mbit: u32, cgroups: Option<&Cgroups>) -> String {
+fn policy_text(node: &Node, cgroups: Option<&Cgroups>) -> String {
     let Some(cgroups) = cgroups else { return "[defaults]\ntrust = \"recommend\"\n".to_owned() };
     format!(
         "[defaults]\ntrust = \"auto\"\nactions_per_hour = 60\n\n\
          [[service]]\nname = \"*\"\ntrust = \"auto\"\nknobs = [\"cpu_quota\", \"cpu_weight\", \"cpuset\"]\ncores_min = 0.1\ncores_max = {cores}\n\n\
          [[best_effort]]\ncgroup = \"{batch}\"\ntrust = \"auto\"\nknobs = [\"cpu_quota\", \"freeze\", \"egress_ceiling\"]\ncores_min = 0.02\negress_min_mbit = 1\n\n\
-         [[link]]\nname = \"eth0\"\nrate_mbit = {link_mbit}\ntrust = \"auto\"\nknobs = [\"egress_rate\"]\negress_min_mbit = 1\n",
+         [[link]]\nname = \"eth0\"\nrate_mbit = {LINK_MBIT}\ntrust = \"auto\"\nknobs = [\"egress_rate\"]\negress_min_mbit = 1\n",
         cores = node.cores,
         batch = cgroups.batch(&node.name),
     )

@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use crate::{
-    app::work::BYTES_PER_US,
-    topology::{Facts, Topology},
-};
+use crate::topology::{Facts, Topology};
 
 /// More nodes than this gain nothing on a small machine: each costs an agent.
 const NODES_MAX: usize = 6;
@@ -13,10 +10,6 @@ const NODES_MAX: usize = 6;
 const TIER_PORT: u16 = 9000;
 /// A node's size: this many times what its tiers need on average, so that bursts fit.
 const HEADROOM: f64 = 4.0;
-/// A link carries this many times what the busiest node sends on average, Mbit/s at least and at most: low enough to be
-/// filled from one core.
-const LINK_HEADROOM: f64 = 4.0;
-const LINK_MBIT: (f64, f64) = (100.0, 1000.0);
 /// The least size of a node in cores.
 const CORES_MIN: f64 = 0.5;
 
@@ -52,8 +45,6 @@ pub struct Layout {
     pub nodes: Vec<Node>,
     /// Requests per second.
     pub rate: f64,
-    /// Line rate of every node's link, Mbit/s.
-    pub link_mbit: u32,
 }
 
 impl Layout {
@@ -74,14 +65,9 @@ impl Layout {
                 services.push(service);
             }
         }
-        let megabits = |service: &usize| {
-            8.0 * BYTES_PER_US * rate * facts.work_us[*service] * topology.services[*service].sensitivity.net / 1e6
-        };
-        let busiest = placed.iter().map(|(_, tiers)| tiers.iter().map(megabits).sum::<f64>()).fold(0.0, f64::max);
-        let link_mbit = (LINK_HEADROOM * busiest).clamp(LINK_MBIT.0, LINK_MBIT.1) as u32;
         let nodes =
             placed.iter().enumerate().map(|(index, (load, services))| node(topology, index, *load, services)).collect();
-        Self { nodes, rate, link_mbit }
+        Self { nodes, rate }
     }
 
     /// The node that runs `service`.

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use super::{
     api::Api,
     cgroups::Cgroups,
-    fabric::Network,
+    fabric::{LINK_MBIT, Network},
     fault::{Fault, FaultKind},
     files::{self, HTTP_PORT, Pace, Paths},
     layout::{HUB, Layout},
@@ -110,8 +110,7 @@ impl Stage {
             &Place::default(),
         )?;
         for node in self.layout.nodes.clone() {
-            let config =
-                files::agent(&self.paths, (&node, self.layout.link_mbit), pki, script.pace, self.cgroups.as_ref())?;
+            let config = files::agent(&self.paths, &node, pki, script.pace, self.cgroups.as_ref())?;
             let place = Place { namespace: Some(self.network.node(&node.name)), cgroups: Vec::new() };
             self.start(
                 &format!("agent-{}", node.name),
@@ -133,11 +132,13 @@ impl Stage {
                 let listen = format!("{}:{}", node.ip, tier.port);
                 let (work, control) =
                     (home.display().to_string(), self.control(&node.name, &tier.service).display().to_string());
+                let link = LINK_MBIT.to_string();
                 let place = self.place(&node.name, |cgroups| cgroups.tier(&node.name, &tier.service));
                 #[rustfmt::skip]
                 let args = [
                     "tier", "--topology", &script.topology, "--service", &tier.service, "--listen", &listen,
                     "--peers", &peers.display().to_string(), "--otlp", "http://127.0.0.1:4318", "--work-dir", &work, "--control", &control,
+                    "--link-mbit", &link,
                 ];
                 let pid = self.start(&format!("tier-{}", tier.service), "sage-bench", &args, &place)?;
                 self.tier_pids.insert(tier.service.clone(), pid);
