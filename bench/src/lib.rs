@@ -5,7 +5,9 @@
 
 pub mod app;
 pub mod demo;
+pub mod eval;
 pub mod hog;
 pub mod load;
 pub mod report;
+pub mod simulate;
 pub mod topology;

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use sage_bench::{
     app::process::TierArgs,
     demo::{self, DemoArgs},
+    eval::command::{self as evaluation, EvalArgs, ReportArgs},
     hog::{self, Hog},
 };
 
@@ -32,6 +33,10 @@ enum Command {
     Load(LoadArgs),
     /// Learn a real application, break it, watch Sage name the culprit and repair the node
     Demo(DemoArgs),
+    /// Measure Sage and everything it is compared with
+    Eval(EvalArgs),
+    /// Make the page of an evaluation again from its results
+    Report(ReportArgs),
     /// Take up a resource (started by `demo`)
     #[command(hide = true, subcommand)]
     Hog(Hog),
@@ -43,6 +48,8 @@ fn main() -> ExitCode {
         Command::Tier(args) => sage_bench::app::process::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Load(args) => commands::load(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Eval(args) => evaluation::eval(&args),
+        Command::Report(args) => evaluation::report(&args),
         Command::Hog(hog) => hog::run(hog).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {

@@ -4,6 +4,8 @@
 mod chart;
 mod page;
 
+pub use chart::escape;
+
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
