@@ -4,4 +4,6 @@
 //! else here is a driver with files, sockets and a terminal.
 
 pub mod cli;
+pub mod eval;
 pub mod pipeline;
+pub mod replay;

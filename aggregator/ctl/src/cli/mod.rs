@@ -4,14 +4,17 @@
 
 pub mod answer;
 pub mod client;
+mod eval;
 pub mod explain;
 pub mod lists;
+mod recording;
 pub mod spec;
 pub mod table;
 pub mod words;
 
 use std::{
     io::{self, IsTerminal, Write},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -24,10 +27,16 @@ use thiserror::Error;
 use self::{
     answer::{Action, Graph, Incident, Objective, Status, Suggestion},
     client::{Client, ClientError},
+    eval::EvalOptions,
     explain::Story,
     spec::{Spec, SpecError},
 };
 use sage_aggregator::config::SloSettings;
+
+use crate::{
+    eval::folder::FolderError,
+    replay::{merge::ReadError, names::MapError},
+};
 
 /// Ask a Sage aggregator, and steer it.
 #[derive(Debug, Parser)]
@@ -85,6 +94,7 @@ enum Command {
         #[arg(value_name = "ACTION")]
         id: u64,
     },
+    Eval(EvalOptions),
     /// Print a completion script for a shell.
     Completion {
         /// The shell.
@@ -132,6 +142,19 @@ enum CliError {
     UnknownObjective(String),
     #[error("cannot write the answer")]
     Write(#[from] io::Error),
+    #[error("{0}{cause}", cause = cause(.0))]
+    Replay(#[from] ReadError),
+    #[error("{0}{cause}", cause = cause(.0))]
+    Folder(#[from] FolderError),
+    #[error("cannot read {path}: {1}", path = .0.display())]
+    Map(PathBuf, #[source] io::Error),
+    #[error(transparent)]
+    MapLine(#[from] MapError),
+}
+
+/// The cause behind an error, for the end of its line.
+fn cause(error: &dyn std::error::Error) -> String {
+    error.source().map(|source| format!(": {source}")).unwrap_or_default()
 }
 
 /// Exit code of a `status` that is degraded, and of any command that failed.
@@ -169,6 +192,7 @@ impl Sagectl {
             Command::Approve { id } => {
                 session.order(&format!("/api/v1/actions/{id}/approve"), &format!("Action {id} is approved."))?;
             }
+            Command::Eval(options) => options.run()?,
             Command::Completion { shell } => {
                 clap_complete::generate(shell, &mut Self::command(), "sagectl", &mut io::stdout());
             }

@@ -1,0 +1,70 @@
+#![expect(clippy::disallowed_methods, reason = "a driver: answers go to a file")]
+//! `sagectl eval`: labelled incidents, answered and scored.
+
+use std::{fs, path::PathBuf};
+
+use clap::Args;
+use sage_common::Micros;
+use serde_json::json;
+
+use super::{
+    CliError, put,
+    recording::{RecordingOptions, told},
+};
+use crate::{
+    eval::{folder::Folder, run},
+    replay::{input::Input, merge::Content},
+};
+
+/// Answer labelled incidents of a recording, and score the answers.
+///
+/// DIR holds incidents.json, normal.json, and the recording: traces.jsonl and metrics.jsonl (plain, .gz or .zst), either of
+/// them. Each incident is answered from healthy windows before it, or the nearest ones where there are too few; the truth
+/// is read for scoring alone.
+#[derive(Args, Debug)]
+pub(super) struct EvalOptions {
+    /// The folder.
+    dir: PathBuf,
+    /// Write the predictions here: `[{"id", "ranking", "resource", "verdict", "p", "why"}]`.
+    #[arg(long, value_name = "OUT")]
+    json: Option<PathBuf>,
+    /// Take only this share of the traces, as a sampler would.
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    sample: f64,
+    #[command(flatten)]
+    recording: RecordingOptions,
+}
+
+impl EvalOptions {
+    pub(super) fn run(&self) -> Result<(), CliError> {
+        let folder = Folder::open(&self.dir)?;
+        let mut recording = self.recording.recording();
+        for (stem, content) in [("traces", Content::Traces), ("metrics", Content::Metrics)] {
+            if let Some(path) = folder.find(stem) {
+                recording.add(Input::open(&path).map_err(|error| CliError::Replay(error.into()))?, content);
+            }
+        }
+        let mut feed = self.recording.feed(Micros::from_secs(5), Vec::new())?;
+        feed.sample(self.sample);
+        let evaluation = run::run(&folder, &mut recording, &mut feed, |prediction| {
+            let first = prediction.ranking.first().map_or("-", String::as_str);
+            let resource = prediction.resource.as_deref().unwrap_or("-");
+            eprintln!("{}: {} {first} ({resource}), P {:.2}", prediction.id, prediction.verdict, prediction.p);
+            if self.recording.is_verbose() {
+                prediction.why.iter().for_each(|line| eprintln!("    {line}"));
+            }
+        })?;
+        eprint!("{}", told(recording.counters(), &feed));
+        if let Some(path) = &self.json {
+            let text = format!("{:#}\n", json!(evaluation.predictions));
+            fs::write(path, text).map_err(CliError::Write)?;
+        }
+        let (confident, wrong) = evaluation.confidence();
+        put(&format!(
+            "{}\n{confident} of {} answers name somebody with P of at least {}; {wrong} of those are wrong.\n",
+            evaluation.table(&folder),
+            evaluation.predictions.len(),
+            run::CONFIDENT
+        ))
+    }
+}

@@ -1,0 +1,187 @@
+//! Trains on healthy windows and answers for a period, even one in which no target was broken. Pure.
+//!
+//! Without targets, an entry operation's target lies above what a rare healthy window reaches, and the entry whose
+//! percentile rose most against its own scatter is asked about. Where a period was degraded without breaking even that,
+//! the target moves half way down to what is normal: an operator has said that something was wrong.
+
+use sage_causal::{
+    Model, ModelError, TrainOptions,
+    observation::{EdgeKey, Observation},
+    robust, train,
+    verdict::{Resource, Verdict, VerdictKind},
+};
+use sage_common::{Micros, ServiceId, Slo};
+use thiserror::Error;
+
+/// Healthy windows below which an entry's normal latency is not known.
+const WINDOWS_MIN: usize = 5;
+
+/// A target lies this far above what a rare healthy window reaches.
+const MARGIN: f64 = 1.25;
+
+/// Standard deviations above the median at which a healthy window is rare: one in a hundred.
+const SIGMAS: f64 = 2.33;
+
+/// Scatter of a percentile between healthy windows, at least, in logs.
+const SCATTER_MIN: f64 = 0.05;
+
+/// Windows of a period that must break a target for it to be asked about as it is.
+const BROKEN_MIN: usize = 2;
+
+/// Rise of a percentile, in logs, below which there is nothing to explain.
+const RISE_MIN: f64 = 0.02;
+
+/// Why there is no answer at all.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StudyError {
+    /// Nothing to learn from.
+    #[error("cannot learn what is normal")]
+    Model(#[from] ModelError),
+    /// No entry operation has latencies both in training and in the period.
+    #[error(
+        "no entry operation has latencies both in the {training} training windows and in the {period} of the period"
+    )]
+    NoEntry {
+        /// Windows to train on.
+        training: usize,
+        /// Windows of the period.
+        period: usize,
+    },
+}
+
+/// An answer for a period.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The objective that was asked about, with the target it was asked with.
+    pub slo: Slo,
+    /// Its percentile in training, the median over windows.
+    pub normal: Micros,
+    /// Its percentile in the period.
+    pub observed: Micros,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Services, the likeliest culprit first; the other end of a link that cannot be told apart right behind.
+    pub ranking: Vec<ServiceId>,
+    /// What of the first is at fault, if the verdict names anybody.
+    pub resource: Option<Resource>,
+    /// How sure: P(target met) had the named been normal; zero when nobody is named.
+    pub p: f64,
+    /// Windows learnt from.
+    pub training: usize,
+    /// Windows of the period.
+    pub period: usize,
+}
+
+/// How one entry did.
+#[derive(Clone, Debug)]
+struct Entry {
+    slo: Slo,
+    normal: f64,
+    scatter: f64,
+    observed: f64,
+}
+
+/// Answers for `period` by what is normal in `training`, both oldest first. Objectives with the largest possible target
+/// are without one, and get one here.
+///
+/// # Errors
+///
+/// [`StudyError`].
+pub fn answer(training: &[Observation], period: &[Observation], slos: &[Slo]) -> Result<Answer, StudyError> {
+    let none = || StudyError::NoEntry { training: training.len(), period: period.len() };
+    let entries = slos.iter().filter_map(|slo| entry(slo, training, period));
+    let worst = entries.max_by(|a, b| a.degradation().total_cmp(&b.degradation())).ok_or_else(none)?;
+    let healthy = Slo { target: worst.target(), ..worst.slo.clone() };
+    let (model, _) = train(training, std::slice::from_ref(&healthy), None, &TrainOptions::default())?;
+    let asked = Slo { target: worst.asked(&healthy, period), ..healthy };
+    Ok(ask(&model, &worst, asked, training.len(), period))
+}
+
+fn ask(model: &Model, entry: &Entry, slo: Slo, training: usize, period: &[Observation]) -> Answer {
+    let verdict = model.diagnose(period, &slo);
+    let is_named = verdict.kind != VerdictKind::Unknown;
+    Answer {
+        ranking: ranking(&verdict, period),
+        resource: verdict.culprits.first().map(|culprit| culprit.resource),
+        p: if is_named { verdict.p_restored } else { 0.0 },
+        normal: micros(entry.normal),
+        observed: micros(entry.observed),
+        training,
+        period: period.len(),
+        slo,
+        verdict,
+    }
+}
+
+impl Entry {
+    /// Rise against its own scatter.
+    fn degradation(&self) -> f64 {
+        (self.observed - self.normal) / self.scatter
+    }
+
+    fn target(&self) -> Micros {
+        if self.slo.target < Micros::new(u64::MAX) {
+            return self.slo.target;
+        }
+        micros(self.normal + SIGMAS * self.scatter + MARGIN.ln())
+    }
+
+    /// The target to ask with: the healthy one where the period broke it, else one half way down to normal.
+    fn asked(&self, healthy: &Slo, period: &[Observation]) -> Micros {
+        let target = healthy.target.get() as f64;
+        let broken = latencies(period, healthy).filter(|(_, us)| *us > target).count();
+        let rise = self.observed - self.normal;
+        if broken >= BROKEN_MIN.min(period.len()) || rise < RISE_MIN {
+            return healthy.target;
+        }
+        micros(self.normal + 0.5 * rise).min(healthy.target)
+    }
+}
+
+fn entry(slo: &Slo, training: &[Observation], period: &[Observation]) -> Option<Entry> {
+    let mut healthy: Vec<f64> = latencies(training, slo).map(|(_, us)| us.ln()).collect();
+    if healthy.len() < WINDOWS_MIN {
+        return None;
+    }
+    let normal = robust::median(&mut healthy)?;
+    let mut apart: Vec<f64> = healthy.iter().map(|log| (log - normal).abs()).collect();
+    let scatter = (1.4826 * robust::median(&mut apart)?).max(SCATTER_MIN);
+    let (mut total, mut sum) = (0.0, 0.0);
+    for (calls, us) in latencies(period, slo) {
+        total += calls.max(1.0);
+        sum += calls.max(1.0) * us.ln();
+    }
+    (total > 0.0).then(|| Entry { slo: slo.clone(), normal, scatter, observed: sum / total })
+}
+
+/// Calls and latency of `slo` in the windows that have it.
+fn latencies<'a>(windows: &'a [Observation], slo: &'a Slo) -> impl Iterator<Item = (f64, f64)> + 'a {
+    let objectives = windows.iter().filter_map(|window| window.objectives.iter().find(|own| own.slo == slo.name));
+    objectives
+        .map(|own| (own.calls, own.latency_us))
+        .filter(|(calls, us)| calls.is_finite() && us.is_finite() && *us > 0.0)
+}
+
+fn ranking(verdict: &Verdict, period: &[Observation]) -> Vec<ServiceId> {
+    let mut ranking: Vec<ServiceId> = Vec::new();
+    let mut add = |service: &ServiceId| {
+        if !ranking.contains(service) {
+            ranking.push(service.clone());
+        }
+    };
+    for culprit in &verdict.culprits {
+        add(&culprit.service);
+        if let Some(other) = &culprit.link_with {
+            add(other);
+        }
+    }
+    verdict.candidates.iter().for_each(|candidate| add(&candidate.service));
+    let callee = |edge: &EdgeKey| edge.callee.clone();
+    period.iter().flat_map(|window| &window.edges).for_each(|edge| add(&callee(&edge.key)));
+    ranking
+}
+
+fn micros(log: f64) -> Micros {
+    Micros::new(log.exp().round() as u64)
+}
