@@ -36,7 +36,7 @@ pub enum Expected {
     Demand,
     /// The target is met, whatever was injected.
     Nothing,
-    /// The fault is gone and its backlog drains: nobody is at fault any more.
+    /// The fault is gone and its backlog drains: nobody is at fault any more, and whoever was may still be named.
     Recovery,
 }
 

@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf, process::ExitCode, time::Instant};
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
-use super::{experiments, page, results::Results, run::Plan, seeds, sources, systems};
+use super::{experiments, page, results::Results, run::Plan, seeds, simulated, sources, systems};
 
 /// Cases per application, and windows of history, as long as nobody asks for others.
 const CASES: usize = 120;
@@ -27,7 +27,7 @@ pub struct EvalArgs {
     /// Same seed, same cases. 101, 102, 103 are for reports; 11, 12, 13 for choosing constants
     #[arg(long, default_value_t = seeds::REPORTING[0])]
     seed: u64,
-    /// Applications; all by default
+    /// Applications; the simulated ones by default
     #[arg(long, value_delimiter = ',')]
     apps: Vec<String>,
     /// Systems, where an experiment compares them; all by default
@@ -99,7 +99,7 @@ fn plan(args: &EvalArgs) -> Result<Plan> {
     };
     Ok(Plan {
         seed: args.seed,
-        apps: or_all(&args.apps, &known),
+        apps: or_all(&args.apps, &simulated::APPS),
         systems: or_all(&args.systems, &systems::ALL),
         cases: args.cases.unwrap_or(if args.quick { QUICK_CASES } else { CASES }),
         windows: args.windows.unwrap_or(if args.quick { QUICK_WINDOWS } else { WINDOWS }),

@@ -27,19 +27,22 @@ pub type Measured = (&'static str, f64);
 /// * `exact`: the set is an acceptable set.
 /// * `fn`: the set holds no acceptable set. `fp`: it names somebody who was not injected.
 /// * `resource`: share of the rightly named services whose resource is right.
-/// * `right`: of cases without a culprit, whether demand was called demand and a met target left alone; `accused`: whether
-///   anybody was blamed all the same.
+/// * `right`: of cases without a culprit, whether demand was called demand, a met target left alone, and of a draining backlog
+///   nobody but its cause blamed; `accused`: whether anybody was blamed all the same.
 pub fn measures(truth: &Truth, answer: &Answer) -> Vec<Measured> {
     let set: Set = answer.set.iter().map(|(service, _)| service.clone()).collect();
     if truth.expected != Expected::Culprits {
         let is_right = match truth.expected {
             Expected::Demand => answer.kind == AnswerKind::Demand,
+            // Whose backlog drains is no false accusation.
+            Expected::Recovery => set.iter().all(|service| truth.injected.iter().any(|i| i.service == *service)),
             _ => set.is_empty(),
         };
         let is_accused = answer.kind == AnswerKind::Culprit && !set.is_empty();
         return vec![("right", yes(is_right)), ("accused", yes(is_accused))];
     }
-    let is_injected = |service: &sage_common::ServiceId| truth.injected.iter().any(|injected| injected.service == *service);
+    let is_injected =
+        |service: &sage_common::ServiceId| truth.injected.iter().any(|injected| injected.service == *service);
     let holds = truth.acceptable.iter().any(|needed| needed.is_subset(&set));
     let is_innocent_named = !set.iter().all(is_injected);
     let first = answer.ranking.first();

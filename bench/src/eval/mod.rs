@@ -24,6 +24,7 @@ pub mod results;
 pub mod run;
 pub mod seeds;
 pub mod select;
+pub mod simulated;
 pub mod sources;
 pub mod system;
 pub mod systems;

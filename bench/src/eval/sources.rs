@@ -2,6 +2,7 @@
 
 use super::{
     case::CaseSource,
+    simulated::{self, SimulatedSource},
     worlds::{self, WorldSource},
 };
 
@@ -18,12 +19,15 @@ impl Default for Conditions {
     }
 }
 
-/// Every application, by the name that `--apps` takes.
+/// Every application, by the name that `--apps` takes: simulated ones, then unit worlds.
 pub fn apps() -> Vec<&'static str> {
-    worlds::APPS.to_vec()
+    simulated::APPS.into_iter().chain(worlds::APPS).collect()
 }
 
 /// The application called `app` under `seed`; `None` when there is none.
 pub fn open(app: &str, seed: u64, conditions: &Conditions) -> Option<Box<dyn CaseSource>> {
-    WorldSource::open(app, seed, conditions.traced).map(|source| Box::new(source) as Box<dyn CaseSource>)
+    if let Some(source) = SimulatedSource::open(app, seed, conditions.traced) {
+        return Some(Box::new(source));
+    }
+    Some(Box::new(WorldSource::open(app, seed, conditions.traced)?))
 }
