@@ -2,9 +2,9 @@
 //!
 //! Whatever is not finite is treated as absent here, and nowhere later.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use sage_common::{InstanceId, LatencyQuantiles, Metric, Timestamp};
+use sage_common::{InstanceId, LatencyQuantiles, Metric, NodeId, Timestamp};
 
 use crate::{
     curve::Curve,
@@ -59,6 +59,8 @@ pub struct ServiceFrame {
     pub readings: Readings,
     /// Each replica, ordered by name.
     pub instances: Vec<(InstanceId, Readings)>,
+    /// Where it runs, when all of it runs on one node.
+    pub node: Option<NodeId>,
 }
 
 impl Frame {
@@ -128,6 +130,8 @@ fn pool_services(graph: &Graph, observations: &[&Observation], edges: &[EdgeFram
 
 fn pool_service(parts: &[&ServiceObservation], rate: f64) -> ServiceFrame {
     let mut replicas: BTreeMap<&InstanceId, Vec<Vec<Reading>>> = BTreeMap::new();
+    let nodes: BTreeSet<&NodeId> = parts.iter().flat_map(|part| &part.instances).map(|i| &i.node).collect();
+    let node = nodes.first().filter(|_| nodes.len() == 1).map(|node| (*node).clone());
     for instance in parts.iter().flat_map(|part| &part.instances) {
         let readings = replicas.entry(&instance.instance).or_insert_with(|| vec![Vec::new(); Metric::COUNT]);
         for (metric, quantiles) in &instance.metrics {
@@ -138,7 +142,7 @@ fn pool_service(parts: &[&ServiceObservation], rate: f64) -> ServiceFrame {
     let instances: Vec<(InstanceId, Readings)> =
         replicas.into_iter().map(|(instance, readings)| (instance.clone(), mean(readings))).collect();
     let of_all = |metric: usize| instances.iter().filter_map(|(_, readings)| readings[metric]).collect::<Vec<_>>();
-    ServiceFrame { rate, readings: std::array::from_fn(|metric| Reading::median_of(&of_all(metric))), instances }
+    ServiceFrame { rate, readings: std::array::from_fn(|metric| Reading::median_of(&of_all(metric))), instances, node }
 }
 
 fn is_count(value: f64) -> bool {

@@ -7,7 +7,7 @@ use sage_common::{Metric, MetricGroup};
 use crate::{
     frame::Frame,
     resource::group_score,
-    scene::{Part, Scene, UsageScore, speaks_of_delay},
+    scene::{Part, Scene, speaks_of_delay},
 };
 
 /// Log-odds for the callee before anybody votes: a queue in front of the callee is the commonest gap.
@@ -147,25 +147,52 @@ fn network_lean(scene: &Scene<'_>, callee: usize, caller: usize) -> f64 {
     if count == 0 { 0.0 } else { total / f64::from(count) }
 }
 
-/// What `metric` of `end` is above normal, in its unit; 0 where it is not far off or says nothing about the way to `other`.
+/// What `metric` of `end`, or of a service on the same node and so on the same link, is above normal, in its unit; 0 where
+/// it is not far off or says nothing about the way to `other`.
 fn excess_of(scene: &Scene<'_>, end: usize, other: usize, metric: Metric) -> f64 {
-    let score = scene.services[end].score(metric).filter(|score| score.z > SELF_MIN_Z);
-    let is_credible = metric != Metric::RoundTrip || is_round_trip_credible(scene, other);
-    score.filter(|_| is_credible).map_or(0.0, |score| (score.observed - score.normal).max(0.0))
+    let excess = |service: usize| {
+        let score = scene.services[service].score(metric).filter(|score| score.z > SELF_MIN_Z);
+        score.map_or(0.0, |score| (score.observed - score.normal).max(0.0))
+    };
+    witnesses(scene, end, other, metric).map(excess).fold(0.0, f64::max)
 }
 
 /// The largest z of the metrics of loss and delay of `end` that say something about the way to `other`.
 fn network_z(scene: &Scene<'_>, end: usize, other: usize) -> f64 {
-    let speaks = |score: &&UsageScore| {
-        speaks_of_delay(score.metric) && (score.metric != Metric::RoundTrip || is_round_trip_credible(scene, other))
+    let z = |metric: Metric| {
+        let z = |service: usize| scene.services[service].score(metric).map_or(0.0, |score| score.z);
+        witnesses(scene, end, other, metric).map(z).fold(0.0, f64::max)
     };
-    scene.services[end].usage.iter().filter(speaks).map(|score| score.z).fold(0.0, f64::max)
+    Metric::ALL.into_iter().filter(|metric| speaks_of_delay(*metric)).map(z).fold(0.0, f64::max)
+}
+
+/// Services whose `metric` tells of the link of `end`, on the way to `other`: itself, and those on the same node.
+fn witnesses<'a>(
+    scene: &'a Scene<'_>,
+    end: usize,
+    other: usize,
+    metric: Metric,
+) -> impl Iterator<Item = usize> + use<'a> {
+    let is_credible =
+        move |service: &usize| metric != Metric::RoundTrip || is_round_trip_credible(scene, *service, end, other);
+    std::iter::once(end).chain(scene.services[end].neighbours.iter().copied()).filter(is_credible)
 }
 
 /// A slow path shows in the round trips of both its ends. A peer that answers late shows in ours alone, because it
 /// sends its acknowledgements along with its answers (RFC 1122, 4.2.3.2) or up to 40 ms later (Linux TCP_DELACK_MIN).
-fn is_round_trip_credible(scene: &Scene<'_>, other: usize) -> bool {
-    scene.services[other].score(Metric::RoundTrip).is_none_or(|score| score.z > SELF_MIN_Z)
+fn is_round_trip_credible(scene: &Scene<'_>, service: usize, end: usize, other: usize) -> bool {
+    let is_far = |peer: usize| scene.services[peer].score(Metric::RoundTrip).is_none_or(|score| score.z > SELF_MIN_Z);
+    let graph = scene.graph;
+    service == end && is_far(other)
+        || service != end
+            && (graph.ins(service).iter().filter_map(|edge| graph.caller(*edge)).any(is_far)
+                || graph.outs(service).iter().map(|edge| graph.callee(*edge)).any(is_far))
+}
+
+/// The largest score of the network metrics of those that share the link of `service`, as far as they can be believed.
+pub fn shared_link_score(scene: &Scene<'_>, service: usize) -> Option<f64> {
+    let believed = witnesses(scene, service, service, Metric::RoundTrip).filter(|witness| *witness != service);
+    believed.filter_map(|witness| group_score(&scene.services[witness].usage, MetricGroup::Network)).reduce(f64::max)
 }
 
 fn logistic(odds: f64) -> f64 {

@@ -7,6 +7,7 @@ use sage_common::{InstanceId, MetricGroup};
 use crate::{
     curve::SHIFT_BAND,
     null::GroupNull,
+    ownership,
     scene::{OwnExcess, Scene, UsageScore, speaks_of_delay},
     verdict::Resource,
 };
@@ -60,7 +61,7 @@ pub fn name(scene: &Scene<'_>, null: &GroupNull, service: usize, excess: OwnExce
     let mut scored: Vec<(MetricGroup, f64, bool)> = GROUPS
         .into_iter()
         .filter_map(|group| {
-            let score = weight(group, excess.self_share()) * strongest(scene, service, group)?;
+            let score = weight(group, excess.self_share()) * strongest(scene, service, group, excess)?;
             let floor = null.worst(&scene.graph.services()[service], group).clamp(SCORE_MIN, NULL_MAX);
             Some((group, score, score > floor))
         })
@@ -97,10 +98,14 @@ pub fn group_score(usage: &[UsageScore], group: MetricGroup) -> Option<f64> {
     }
 }
 
-/// The service's score, or that of a replica far from its siblings.
-fn strongest(scene: &Scene<'_>, service: usize, group: MetricGroup) -> Option<f64> {
+/// The service's score, or that of a replica far from its siblings, or, where the excess is between the spans, that of
+/// another service on the same link: one with few calls has too few round trips of its own.
+fn strongest(scene: &Scene<'_>, service: usize, group: MetricGroup, excess: OwnExcess) -> Option<f64> {
     let of_service = group_score(&scene.services[service].usage, group)?;
-    Some(replica_apart(scene, service, group).map_or(of_service, |(_, score)| score.max(of_service)))
+    let apart = replica_apart(scene, service, group).map(|(_, score)| score);
+    let is_between = group == MetricGroup::Network && excess.self_share() < SELF_SHARES.0;
+    let shared = is_between.then(|| ownership::shared_link_score(scene, service)).flatten();
+    Some([apart, shared].into_iter().flatten().fold(of_service, f64::max))
 }
 
 /// The replica whose score stands out, when there are siblings to compare with.

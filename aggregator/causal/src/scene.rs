@@ -129,6 +129,8 @@ pub struct SceneService {
     pub usage: Vec<UsageScore>,
     /// The same for every replica, when there are several.
     pub instances: Vec<(InstanceId, Vec<UsageScore>)>,
+    /// Services that share its node and with it the link, itself not counted.
+    pub neighbours: Vec<usize>,
 }
 
 impl SceneService {
@@ -261,8 +263,15 @@ fn scene_service(graph: &Graph, normals: &Normals, frame: &Frame, service: usize
     let instances = if seen.instances.len() < 2 { &[][..] } else { &seen.instances[..] };
     SceneService {
         usage: score(&seen.readings),
+        neighbours: neighbours(frame, service),
         instances: instances.iter().map(|(instance, readings)| (instance.clone(), score(readings))).collect(),
     }
+}
+
+fn neighbours(frame: &Frame, service: usize) -> Vec<usize> {
+    let Some(node) = &frame.services[service].node else { return Vec::new() };
+    let is_there = |other: &usize| *other != service && frame.services[*other].node.as_ref() == Some(node);
+    (0..frame.services.len()).filter(is_there).collect()
 }
 
 fn scores(normal: &ServiceNormal, readings: &Readings, row: &crate::robust::Row) -> Vec<UsageScore> {
