@@ -10,6 +10,7 @@ use sage_bench::{
     demo::{self, DemoArgs},
     eval::command::{self as evaluation, EvalArgs, ReportArgs},
     hog::{self, Hog},
+    simulate::command::{self as simulation, SimulateArgs},
 };
 
 use crate::commands::{AppArgs, LoadArgs};
@@ -33,6 +34,8 @@ enum Command {
     Load(LoadArgs),
     /// Learn a real application, break it, watch Sage name the culprit and repair the node
     Demo(DemoArgs),
+    /// Run an application as queues in virtual time: its windows, or a recording of it
+    Simulate(SimulateArgs),
     /// Measure Sage and everything it is compared with
     Eval(EvalArgs),
     /// Make the page of an evaluation again from its results
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Tier(args) => sage_bench::app::process::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Load(args) => commands::load(&args),
         Command::Demo(args) => demo::run(&args),
+        Command::Simulate(args) => simulation::run(&args),
         Command::Eval(args) => evaluation::eval(&args),
         Command::Report(args) => evaluation::report(&args),
         Command::Hog(hog) => hog::run(hog).map(|()| ExitCode::SUCCESS),

@@ -83,6 +83,11 @@ impl FaultKind {
         }
     }
 
+    /// Whether it is competition for a resource of the machine.
+    pub const fn is_contention(self) -> bool {
+        matches!(self, Self::Cpu | Self::Mem | Self::Disk)
+    }
+
     /// A severity that can be felt in most tiers.
     pub const fn default_severity(self) -> f64 {
         match self {

@@ -64,11 +64,6 @@ impl Queue {
         place.and_then(|place| self.line.remove(place)).is_some()
     }
 
-    /// How many places there are.
-    pub fn places(&self) -> u32 {
-        self.places
-    }
-
     /// How many places are taken.
     pub fn taken(&self) -> u32 {
         self.taken
@@ -77,11 +72,6 @@ impl Queue {
     /// The most places that were taken at once since this was last asked.
     pub fn take_peak(&mut self) -> u32 {
         std::mem::replace(&mut self.peak, self.taken)
-    }
-
-    /// How many wait.
-    pub fn waiting(&self) -> usize {
-        self.line.len()
     }
 }
 
@@ -97,7 +87,7 @@ mod tests {
         assert_eq!(queue.leave(), Some((3, 12)));
         assert!(queue.give_up(4) && !queue.give_up(4));
         assert_eq!(queue.leave(), None);
-        assert_eq!((queue.taken(), queue.waiting()), (1, 0));
+        assert_eq!((queue.taken(), queue.line.len()), (1, 0));
     }
 
     #[test]

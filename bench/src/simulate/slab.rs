@@ -35,6 +35,7 @@ impl<T> Slab<T> {
     }
 
     /// How many are there.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.items.len() - self.free.len()
     }

@@ -156,7 +156,18 @@ impl World {
 
     /// End-to-end latencies of the same windows, without the cores: several times as fast.
     pub fn latencies(&self, faults: &[FaultPlan], from: Micros, windows: u64) -> Vec<WindowLatency> {
-        let begin = from.saturating_sub(self.window().saturating_mul(WARM_UP_WINDOWS));
+        self.latencies_after(self.window().saturating_mul(WARM_UP_WINDOWS), faults, from, windows)
+    }
+
+    /// The same with a warm-up of its own.
+    pub fn latencies_after(
+        &self,
+        warm_up: Micros,
+        faults: &[FaultPlan],
+        from: Micros,
+        windows: u64,
+    ) -> Vec<WindowLatency> {
+        let begin = from.saturating_sub(warm_up);
         let mut engine = self.engine(faults, begin).entry_only();
         let mut sink =
             Entries { from: EPOCH + from, window: self.window(), durations: vec![Vec::new(); windows as usize] };

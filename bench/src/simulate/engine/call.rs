@@ -12,7 +12,7 @@ use crate::topology::count;
 pub struct Call {
     /// Tells it from others that had its number.
     pub serial: u64,
-    /// The fibre that waits; [`NONE`]: nobody.
+    /// The fibre that waits; `NONE`: nobody.
     pub fibre: u32,
     /// The visit that called.
     pub visit: u32,

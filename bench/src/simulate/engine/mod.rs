@@ -253,6 +253,11 @@ impl Engine {
         self.now = until.max(self.now);
     }
 
+    /// Requests a second at a time without surges.
+    pub fn rate(&self, at: Micros) -> f64 {
+        self.arrivals.rate(at.as_secs_f64())
+    }
+
     /// What became of the requests.
     pub fn counts(&self) -> Counts {
         self.counts

@@ -1,6 +1,6 @@
 //! What one request is at one tier, and the strands of work in it.
 
-use super::super::{random::Key, slab::NONE};
+use super::super::random::Key;
 
 /// One request at one replica.
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +15,7 @@ pub struct Visit {
     pub trace: u64,
     /// The span that it is a child of; 0 for a root.
     pub parent: u64,
-    /// The call that it answers; [`NONE`] for a root.
+    /// The call that it answers; `NONE` for a root.
     pub call: u32,
     /// When it was taken up, nanoseconds; `None`: not yet.
     pub start: Option<u64>,
@@ -45,7 +45,7 @@ pub struct Fibre {
     pub visit: u32,
     /// Where it is in the code.
     pub at: u32,
-    /// The fibre that waits for it; [`NONE`]: the visit.
+    /// The fibre that waits for it; `NONE`: the visit.
     pub parent: u32,
     /// Branches that it waits for.
     pub branches: u32,
@@ -84,11 +84,6 @@ impl Fibre {
             since: 0,
             is_failed: false,
         }
-    }
-
-    /// Whether it is a visit's first one.
-    pub const fn is_first(&self) -> bool {
-        self.parent == NONE
     }
 
     /// Whether it has something to spend before it goes on.
