@@ -34,6 +34,8 @@ struct Body {
     newest: Timestamp,
     cards: Vec<ModelCard>,
     held_out_error: Option<f64>,
+    #[serde(default)]
+    since: BTreeMap<ServiceId, Timestamp>,
 }
 
 /// Writes `model`.
@@ -51,6 +53,7 @@ pub fn write(model: &Model) -> Vec<u8> {
         newest: model.newest,
         cards: model.cards.clone(),
         held_out_error: Some(model.held_out_error).filter(|error| error.is_finite()),
+        since: model.since.clone(),
     };
     // Plain data with text keys: there is nothing that JSON could refuse. An empty body would be refused on reading.
     let body = serde_json::to_vec(&body).unwrap_or_default();
@@ -89,5 +92,6 @@ fn model(body: Body, nets: BTreeMap<ServiceId, PromotedNet>) -> Model {
         newest: body.newest,
         cards: body.cards,
         held_out_error: body.held_out_error.unwrap_or(f64::NAN),
+        since: body.since,
     }
 }

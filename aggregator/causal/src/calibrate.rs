@@ -1,8 +1,8 @@
 //! Scores left-out healthy stretches as if they were incidents: the nulls of every score.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use sage_common::{MetricGroup, Slo};
+use sage_common::{MetricGroup, ServiceId, Slo, Timestamp};
 
 use crate::{
     engine,
@@ -12,7 +12,7 @@ use crate::{
     observation::{EdgeKey, Observation},
     pool,
     resource::group_score,
-    scene::Scene,
+    scene::{Scene, UsageScore},
     skeleton::Skeletons,
 };
 
@@ -33,13 +33,16 @@ pub struct Fold<'a> {
     pub windows: Vec<&'a Observation>,
 }
 
+/// Start of the present normal of services that changed: what they did before says nothing about them.
+pub type Since = BTreeMap<ServiceId, Timestamp>;
+
 /// The null of one objective.
-pub fn null(edges: &BTreeSet<EdgeKey>, skeletons: &Skeletons, folds: &[Fold<'_>], slo: &Slo) -> Null {
+pub fn null(edges: &BTreeSet<EdgeKey>, skeletons: &Skeletons, folds: &[Fold<'_>], slo: &Slo, since: &Since) -> Null {
     let mut null = Null::default();
     for fold in folds {
         for length in LENGTHS {
             for stretch in stretches(&fold.windows, length) {
-                score(&mut null, edges, skeletons, &fold.normals, stretch, slo);
+                score(&mut null, edges, skeletons, &fold.normals, stretch, slo, since);
             }
         }
     }
@@ -48,7 +51,6 @@ pub fn null(edges: &BTreeSet<EdgeKey>, skeletons: &Skeletons, folds: &[Fold<'_>]
 
 /// The null of the resource groups.
 pub fn group_null(edges: &BTreeSet<EdgeKey>, skeletons: &Skeletons, folds: &[Fold<'_>]) -> GroupNull {
-    const GROUPS: [MetricGroup; 4] = [MetricGroup::Cpu, MetricGroup::Memory, MetricGroup::Disk, MetricGroup::Network];
     let mut null = GroupNull::default();
     for fold in folds {
         for window in fold.windows.iter().step_by(fold.windows.len().div_ceil(LENGTHS.len() * STRETCHES_MAX)) {
@@ -56,15 +58,20 @@ pub fn group_null(edges: &BTreeSet<EdgeKey>, skeletons: &Skeletons, folds: &[Fol
             let Some(frame) = Frame::of(&graph, &[window]) else { continue };
             let scene = Scene::new(&graph, &fold.normals, &frame);
             for (service, seen) in graph.services().iter().zip(&scene.services) {
-                for group in GROUPS {
-                    if let Some(score) = group_score(&seen.usage, group).filter(|score| score.is_finite()) {
-                        null.add(service, group, score);
-                    }
-                }
+                add_groups(&mut null, service, &seen.usage);
             }
         }
     }
     null
+}
+
+fn add_groups(null: &mut GroupNull, service: &ServiceId, usage: &[UsageScore]) {
+    const GROUPS: [MetricGroup; 4] = [MetricGroup::Cpu, MetricGroup::Memory, MetricGroup::Disk, MetricGroup::Network];
+    for group in GROUPS {
+        if let Some(score) = group_score(usage, group).filter(|score| score.is_finite()) {
+            null.add(service, group, score);
+        }
+    }
 }
 
 /// At most [`STRETCHES_MAX`] stretches of `length` windows, evenly placed and not overlapping.
@@ -81,6 +88,7 @@ fn score(
     normals: &Normals,
     stretch: &[&Observation],
     slo: &Slo,
+    since: &Since,
 ) {
     let graph = pool::graph(edges, skeletons, stretch);
     let (Some(frame), Some(observed)) = (Frame::of(&graph, stretch), pool::observed_log(stretch, slo)) else { return };
@@ -90,10 +98,84 @@ fn score(
         (0..graph.services().len()).map(|service| (service, scene.own_excess(service).total_us())).collect();
     excesses.sort_by(|a, b| b.1.total_cmp(&a.1));
     excesses.truncate(SERVICES_MAX);
-    for (service, excess) in &excesses {
+    let is_present = |service: &&(usize, f64)| is_since(since, &graph.services()[service.0], stretch);
+    for (service, excess) in excesses.iter().filter(is_present) {
         let gain = observed - engine.counterfactual(&[*service]);
         null.add(stretch.len(), &graph.services()[*service], gain, *excess);
     }
     let everybody: Vec<usize> = excesses.iter().map(|(service, _)| *service).collect();
     null.add_error(observed - engine.counterfactual(&everybody));
+}
+
+/// Whether all of `stretch` is of the present normal of `service`.
+fn is_since(since: &Since, service: &ServiceId, stretch: &[&Observation]) -> bool {
+    since.get(service).is_none_or(|since| stretch.iter().all(|window| window.start >= *since))
+}
+
+/// Scores of services that changed, on windows that their normals were learnt from: there are no others yet.
+#[derive(Debug)]
+pub struct Refresh<'a> {
+    /// Of the model.
+    pub edges: &'a BTreeSet<EdgeKey>,
+    /// Of the model.
+    pub skeletons: &'a Skeletons,
+    /// Of the model.
+    pub normals: &'a Normals,
+    /// The newest, oldest first.
+    pub windows: &'a [&'a Observation],
+    /// Since when a service is as it is.
+    pub since: &'a Since,
+    /// What changed.
+    pub services: &'a BTreeSet<ServiceId>,
+}
+
+impl Refresh<'_> {
+    /// Adds scores to the null of one objective.
+    pub fn null(&self, null: &mut Null, slo: &Slo) {
+        for length in LENGTHS {
+            for stretch in stretches(self.windows, length) {
+                self.score(null, stretch, slo);
+            }
+        }
+    }
+
+    fn score(&self, null: &mut Null, stretch: &[&Observation], slo: &Slo) {
+        let services: Vec<&ServiceId> =
+            self.services.iter().filter(|service| is_since(self.since, service, stretch)).take(SERVICES_MAX).collect();
+        if services.is_empty() {
+            return;
+        }
+        let graph = pool::graph(self.edges, self.skeletons, stretch);
+        let (Some(frame), Some(observed)) = (Frame::of(&graph, stretch), pool::observed_log(stretch, slo)) else {
+            return;
+        };
+        let scene = Scene::new(&graph, self.normals, &frame);
+        let mut engine = engine::choose(&scene, self.skeletons, stretch, slo, observed);
+        for (name, service) in services.into_iter().filter_map(|name| Some((name, graph.service(name)?))) {
+            let widening = self.widening(name);
+            let gain = observed - engine.counterfactual(&[service]);
+            null.add(stretch.len(), name, widening * gain, widening * scene.own_excess(service).total_us());
+        }
+    }
+
+    /// By how much more unseen windows stray from a level than the few that it was taken from:
+    /// `sqrt((1 + 1/n) / (1 - 1/n))` of n windows.
+    fn widening(&self, service: &ServiceId) -> f64 {
+        let is_own = |window: &&&Observation| is_since(self.since, service, &[window]);
+        let count = self.windows.iter().filter(is_own).count().max(2) as f64;
+        ((count + 1.0) / (count - 1.0)).sqrt()
+    }
+
+    /// Adds scores to the null of the resource groups.
+    pub fn groups(&self, null: &mut GroupNull) {
+        let graph = pool::graph(self.edges, self.skeletons, &[]);
+        for window in self.windows {
+            let changed = || self.services.iter().filter(|service| is_since(self.since, service, &[window]));
+            let Some(frame) = Frame::of(&graph, &[window]).filter(|_| changed().next().is_some()) else { continue };
+            let scene = Scene::new(&graph, self.normals, &frame);
+            for (name, number) in changed().filter_map(|name| Some((name, graph.service(name)?))) {
+                add_groups(null, name, &scene.services[number].usage);
+            }
+        }
+    }
 }

@@ -13,6 +13,7 @@
 
 mod bytes;
 mod calibrate;
+mod change;
 mod compose;
 mod curve;
 mod diagnose;
@@ -34,19 +35,26 @@ mod pool;
 mod recompose;
 mod resource;
 mod restored;
+mod retrain;
 pub mod robust;
 mod sampling;
 mod scene;
 mod search;
 mod skeleton;
+mod task;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod train;
+#[cfg(test)]
+mod updates;
 mod usage;
 pub mod verdict;
 #[cfg(test)]
 mod worlds;
 
+pub use change::{Change, ChangeKind};
 pub use gvae::{CvaeOptions, Norm};
 pub use model::{Model, ModelCard, ModelError, ModelKind};
-pub use train::{ServiceFit, ServiceTask, TrainOptions, TrainingPlan, TrainingReport, train};
+pub use retrain::{Policy, RetrainOptions, retrain};
+pub use task::{ServiceFit, ServiceTask};
+pub use train::{TrainOptions, TrainingPlan, TrainingReport, train};

@@ -8,14 +8,16 @@ use thiserror::Error;
 
 use crate::{
     bytes,
+    change::{self, Change, STEP_WINDOWS},
     diagnose::diagnose,
-    error::mean_error,
+    error::mean_error_where,
     frame::Frame,
     normals::Normals,
     null::{GroupNull, Null},
     observation::{EdgeKey, Observation},
     pool,
     skeleton::Skeletons,
+    train::is_healthy,
     verdict::Verdict,
 };
 
@@ -100,6 +102,8 @@ pub struct Model {
     pub(crate) newest: Timestamp,
     pub(crate) cards: Vec<ModelCard>,
     pub(crate) held_out_error: f64,
+    /// Services whose present normal began after the model's history did.
+    pub(crate) since: BTreeMap<ServiceId, Timestamp>,
 }
 
 impl Model {
@@ -130,12 +134,40 @@ impl Model {
     }
 
     /// Whether this generation may replace `old`: finite and not worse on `held_out`, healthy windows that neither has
-    /// seen, or the most recent ones. Without windows to compare on, finite is enough.
+    /// seen, or the most recent ones. What a service did before its present normal began does not count, and neither do
+    /// services that only one of both knows. Without windows to compare on, finite is enough.
     pub fn is_better_than(&self, old: &Self, held_out: &[Observation]) -> bool {
-        let (Some(new), Some(old)) = (self.error_on(held_out), old.error_on(held_out)) else {
+        let (Some(mine), Some(theirs)) = (self.error_on(self, old, held_out), old.error_on(self, old, held_out)) else {
             return self.held_out_error.is_finite();
         };
-        new.is_finite() && (!old.is_finite() || new <= old * WORSE_MAX)
+        mine.is_finite() && (!theirs.is_finite() || mine <= theirs * WORSE_MAX)
+    }
+
+    /// What changed in the application since this model was learnt, by `recent` windows that met every target of `slos`
+    /// (others are passed over), oldest first; a hundred are plenty. Cheap enough to ask at every window's end: a
+    /// retraining is due when the answer is not empty.
+    pub fn changes(&self, recent: &[Observation], slos: &[Slo]) -> Vec<Change> {
+        let windows: Vec<&Observation> = recent.iter().filter(|window| is_healthy(window, slos)).collect();
+        let newest = &windows[windows.len().saturating_sub(STEP_WINDOWS)..];
+        let graph = pool::graph(&self.edges_with(&windows), &self.skeletons, newest);
+        let frames: Vec<Frame> = windows.iter().filter_map(|window| Frame::of(&graph, &[window])).collect();
+        change::detect(self, &graph, &frames, &BTreeMap::new()).all
+    }
+
+    /// Learnt edges and those of `windows`.
+    pub(crate) fn edges_with(&self, windows: &[&Observation]) -> BTreeSet<EdgeKey> {
+        let mut edges = self.edges.clone();
+        for edge in windows.iter().flat_map(|window| &window.edges) {
+            if !edges.contains(&edge.key) {
+                edges.insert(edge.key.clone());
+            }
+        }
+        edges
+    }
+
+    /// Start of the first window of a service's present normal, where that is not the whole history.
+    pub(crate) fn since(&self, service: &ServiceId) -> Option<Timestamp> {
+        self.since.get(service).copied()
     }
 
     /// The model as bytes with version, schema hash and checksum.
@@ -181,12 +213,20 @@ impl Model {
         self.offered_max
     }
 
-    /// Mean absolute error on `windows`, in logs; `None` when there is nothing to compare.
-    fn error_on(&self, windows: &[Observation]) -> Option<f64> {
+    /// Mean absolute error on `windows`, in logs, where `new` and `old` can be compared; `None` when they cannot.
+    fn error_on(&self, new: &Self, old: &Self, windows: &[Observation]) -> Option<f64> {
         let all: Vec<&Observation> = windows.iter().collect();
-        let graph = pool::graph(&self.edges, &self.skeletons, &all);
+        let newest = &all[all.len().saturating_sub(STEP_WINDOWS)..];
+        let graph = pool::graph(&self.edges, &self.skeletons, newest);
         let frames: Vec<Frame> = all.iter().filter_map(|window| Frame::of(&graph, &[window])).collect();
-        let services: Vec<usize> = (0..graph.services().len()).collect();
-        mean_error(&self.normals, &graph, &frames.iter().collect::<Vec<_>>(), &services)
+        let is_known = |service: &usize| {
+            let name = &graph.services()[*service];
+            [new, old].iter().all(|model| model.normals.services.contains_key(name))
+        };
+        let services: Vec<usize> = (0..graph.services().len()).filter(is_known).collect();
+        let is_present = |service: usize, frame: &Frame| {
+            new.since(&graph.services()[service]).is_none_or(|since| frame.time >= since)
+        };
+        mean_error_where(&self.normals, &graph, &frames.iter().collect::<Vec<_>>(), &services, &is_present)
     }
 }

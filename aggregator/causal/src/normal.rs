@@ -25,6 +25,9 @@ const USAGE_FIT_FLOOR: f64 = 1e-3;
 /// Windows below which a normal has no slope: a few windows cannot tell load from chance.
 const SLOPE_WINDOWS_MIN: usize = 25;
 
+/// Spread of the percentiles of one window where too few were seen to tell, in logs: a tail strays more than a middle.
+const YOUNG_SCALES: [f64; Q] = [0.05, 0.05, 0.05, 0.05, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, 0.3];
+
 /// Windows below which there is no normal.
 pub const WINDOWS_MIN: usize = 3;
 
@@ -90,6 +93,18 @@ impl CurveNormal {
         Some(Self { lines: (0..Q).map(line).collect::<Option<_>>()?, windows })
     }
 
+    /// Widens the spread of a normal of few windows, which cannot know it: to that of `before`, or to what a window's
+    /// percentiles stray by anyway.
+    fn widen(&mut self, before: Option<&Self>) {
+        if self.windows >= SLOPE_WINDOWS_MIN {
+            return;
+        }
+        for (q, line) in self.lines.iter_mut().enumerate() {
+            let known = before.and_then(|before| before.lines.get(q)).map_or(YOUNG_SCALES[q], |line| line.scale);
+            line.scale = line.scale.max(known);
+        }
+    }
+
     /// The normal curve at `row`; `None` only for a damaged model.
     pub fn at(&self, row: &Row) -> Option<Curve> {
         let mut logs = [0.0; Q];
@@ -97,6 +112,12 @@ impl CurveNormal {
             *log = line.at(row);
         }
         Curve::of_logs(logs)
+    }
+
+    /// Its level at the middle of the loads seen: mean of p25 to p95, microseconds; `None` only for a damaged model.
+    pub fn level_us(&self) -> Option<f64> {
+        let row = self.lines.first()?.centre();
+        Some(self.at(&row)?.band_us(1..7))
     }
 
     /// Robust standard deviation of each percentile, in logs.
@@ -138,7 +159,9 @@ impl EdgeNormal {
             let arrivals = frame.offered_per_s.filter(|rate| *rate > 0.0)?;
             Some(frame.edges[edge].rate / arrivals)
         };
-        let mut ratios: Vec<f64> = frames.iter().filter_map(ratio).collect();
+        // Before its first call the edge was not there, rather than idle.
+        let called = frames.iter().skip_while(|frame| frame.edges[edge].calls <= 0.0);
+        let mut ratios: Vec<f64> = called.filter_map(ratio).collect();
         Self {
             key: graph.edges()[edge].clone(),
             self_time: fit(|frame, edge| frame.edges[edge].self_time),
@@ -221,6 +244,31 @@ impl ServiceNormal {
         }
     }
 
+    /// Widens normals of few windows to the spread that `before`, the service's normal until now, knew.
+    pub fn widen(&mut self, before: Option<&Self>) {
+        for edge in &mut self.edges {
+            let old = before.and_then(|before| before.edge(&edge.key));
+            for (new, old) in [
+                (&mut edge.self_time, old.map(|old| &old.self_time)),
+                (&mut edge.gap, old.map(|old| &old.gap)),
+                (&mut edge.client, old.map(|old| &old.client)),
+            ] {
+                if let Some(new) = new {
+                    new.widen(old.and_then(Option::as_ref));
+                }
+            }
+        }
+        let is_young =
+            |edge: &EdgeNormal| edge.self_time.as_ref().is_none_or(|curve| curve.windows < SLOPE_WINDOWS_MIN);
+        if !self.edges.iter().all(is_young) {
+            return;
+        }
+        for usage in &mut self.usage {
+            let old = before.and_then(|before| before.metric(usage.metric));
+            usage.line.scale = usage.line.scale.max(old.map_or(0.0, |old| old.line.scale));
+        }
+    }
+
     /// The normal of an edge into it.
     pub fn edge(&self, key: &EdgeKey) -> Option<&EdgeNormal> {
         self.edges.iter().find(|edge| edge.key == *key)
@@ -267,6 +315,17 @@ mod tests {
         let few = fit(SLOPE_WINDOWS_MIN - 1);
         let at = |rate: f64| few.at(&regressors.row(rate, Timestamp::default()));
         assert_eq!(at(10.0), at(30.0));
+    }
+
+    #[test]
+    fn a_normal_of_few_windows_is_no_surer_than_the_one_before() {
+        let (mut few, mut many) = (fit(4), fit(40));
+        many.lines.iter_mut().for_each(|line| line.scale = 0.4);
+        few.widen(Some(&many));
+        assert_eq!(few.scales(), [0.4; Q]);
+        let mut alone = fit(4);
+        alone.widen(None);
+        assert!(alone.scales().iter().zip(YOUNG_SCALES).all(|(own, least)| *own >= least));
     }
 
     #[test]

@@ -72,6 +72,24 @@ impl Normals {
         expected
     }
 
+    /// The normals of the edges into service number `service` alone, with their numbers.
+    pub fn expected_into(&self, graph: &Graph, service: usize, frame: &Frame) -> Vec<(usize, ExpectedEdge)> {
+        let edges = graph.ins(service);
+        let mut expected: Vec<(usize, ExpectedEdge)> =
+            edges.iter().map(|edge| (*edge, self.linear(graph, *edge, frame, 1.0))).collect();
+        let name = &graph.services()[service];
+        if let (Some(promoted), Some(normal)) = (self.nets.get(name), self.services.get(name)) {
+            for (key, own, gap) in promoted.inputs.predict(&promoted.net, self, normal, graph, service, frame) {
+                let found = expected.iter_mut().find(|(edge, _)| graph.edges()[*edge] == key);
+                if let Some((_, expected)) = found {
+                    replace(&mut expected.self_time, own);
+                    replace(&mut expected.gap, gap);
+                }
+            }
+        }
+        expected
+    }
+
     /// The linear prior of edge number `edge` at the load of `frame` times `load_factor`.
     pub fn linear(&self, graph: &Graph, edge: usize, frame: &Frame, load_factor: f64) -> ExpectedEdge {
         let key = &graph.edges()[edge];

@@ -66,6 +66,18 @@ impl Null {
         services[at].1.excesses.push(excess_us);
     }
 
+    /// Multiplies every score of `service` by `ratio`: its noise grew or shrank with its level.
+    pub fn rescale(&mut self, service: &ServiceId, ratio: f64) {
+        for scores in self.lengths.iter_mut().flat_map(|(_, all)| all).filter(|(name, _)| name == service) {
+            scores.1.gains.iter_mut().chain(&mut scores.1.excesses).for_each(|score| *score *= ratio);
+        }
+    }
+
+    /// Keeps the scores of the services for which `is_kept` holds.
+    pub fn retain(&mut self, is_kept: impl Fn(&ServiceId) -> bool) {
+        self.lengths.iter_mut().for_each(|(_, services)| services.retain(|(name, _)| is_kept(name)));
+    }
+
     /// Adds how far the wholly normal world was from the observed one, in logs.
     pub fn add_error(&mut self, error: f64) {
         if error.is_finite() {
@@ -118,6 +130,11 @@ impl GroupNull {
         *worst = worst.max(score);
     }
 
+    /// Keeps the scores of the services for which `is_kept` holds.
+    pub fn retain(&mut self, is_kept: impl Fn(&ServiceId) -> bool) {
+        self.0.retain(|(service, _), _| is_kept(service));
+    }
+
     /// The largest score seen; zero where none was.
     pub fn worst(&self, service: &ServiceId, group: MetricGroup) -> f64 {
         self.0.get(&(service.clone(), group)).copied().unwrap_or(0.0)
@@ -162,6 +179,15 @@ mod tests {
         let service = ServiceId::sanitized("a");
         assert!((null().floor(6, &service).gain - 0.025).abs() < 1e-12);
         assert!((null().floor(3, &service).gain - 0.05).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_service_at_another_level_is_judged_by_noise_of_that_level() {
+        let (mut null, service) = (null(), ServiceId::sanitized("a"));
+        null.rescale(&service, 10.0);
+        assert!((null.floor(1, &service).excess_us - 500.0).abs() < 1e-9);
+        null.retain(|name| *name != service);
+        assert_eq!(null.floor(1, &service), Floor::default());
     }
 
     #[test]

@@ -96,6 +96,11 @@ impl Regression {
         value
     }
 
+    /// The middle of the regressors seen.
+    pub fn centre(&self) -> Row {
+        self.centre
+    }
+
     /// A fit without slopes whose clip range is that of `rows`.
     fn level(rows: &[Row], intercept: f64) -> Self {
         let (mut low, mut high) = (rows[0], rows[0]);

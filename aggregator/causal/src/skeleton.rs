@@ -53,6 +53,12 @@ impl Skeletons {
         Self(counts.into_iter().map(|(operation, shapes)| (operation, most_frequent(shapes))).collect())
     }
 
+    /// Takes the structures of the operations of `services` from `newer`.
+    pub fn replace(&mut self, newer: Self, services: &BTreeSet<ServiceId>) {
+        self.0.retain(|(service, _), _| !services.contains(service));
+        self.0.extend(newer.0.into_iter().filter(|((service, _), _)| services.contains(service)));
+    }
+
     /// The structures of `operation`, most frequent first; `None` when it was never sampled.
     pub fn of(&self, operation: &Operation) -> Option<&[Shape]> {
         self.0.get(operation).map(Vec::as_slice)

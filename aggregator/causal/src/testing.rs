@@ -10,6 +10,7 @@ use sage_common::{
     InstanceId, LatencyQuantiles, Metric, Micros, NodeId, OperationId, ServiceId, Slo, Timestamp, UsageQuantiles,
 };
 
+pub use crate::gvae::{ServiceNet, TrainingProbe};
 use crate::observation::{
     EdgeKey, EdgeObservation, InstanceObservation, ObjectiveObservation, Observation, ResolvedSkeleton,
     ServiceObservation, Trace, TraceCall,
@@ -133,6 +134,24 @@ impl World {
         ])
     }
 
+    /// `count` tiers (two at least) as a tree of fan-out four, every fifth of them with a shared cache, the last; one
+    /// request sees 15 to 30 of them however many there are. The first 30 are about the size of a social network.
+    pub fn generated(count: usize) -> Self {
+        let cache = count - 1;
+        let probability = if count < 100 { 0.7 } else { 0.4 };
+        let maybe = |callee: usize| (callee < cache).then_some(WorldCall { callee, probability });
+        let tier_at = |place: usize| {
+            let pair = |first: usize| [first, first + 1].into_iter().filter_map(maybe).collect::<Vec<_>>();
+            let mut groups = vec![pair(4 * place + 1), pair(4 * place + 3)];
+            groups.extend((place % 5 == 2).then(|| vec![call(cache)]));
+            groups.retain(|group| !group.is_empty());
+            // Names live as long as the program: a world is made a few times in it.
+            let name: &'static str = Box::leak(format!("tier-{place:04}").into_boxed_str());
+            tier(name, 300.0 + 37.0 * (place % 23) as f64, if place == cache { vec![] } else { groups })
+        };
+        Self::of((0..count).map(tier_at).collect())
+    }
+
     /// The name of a tier.
     pub fn service(&self, tier: usize) -> ServiceId {
         ServiceId::sanitized(self.tiers[tier].name)
@@ -186,8 +205,8 @@ struct Window<'a> {
     faults: &'a [Fault],
     draw: SmallRng,
     index: u64,
-    /// By caller (0 for clients, else its number plus one) and callee.
-    keys: Vec<Vec<EdgeKey>>,
+    /// By caller (`None` for clients) and callee.
+    keys: BTreeMap<(Option<usize>, usize), EdgeKey>,
     rate: f64,
     surge: f64,
     /// Tiers being served and their places in the trace, the innermost last.
@@ -284,7 +303,7 @@ impl<'a> Window<'a> {
         self.open.push((tier, place as u32));
         trace.calls.push(TraceCall {
             parent,
-            edge: self.keys[caller.map_or(0, |caller| caller + 1)][tier].clone(),
+            edge: self.keys[&(caller, tier)].clone(),
             offset_us: offset as f32,
             client_us: None,
             server_us: None,
@@ -417,9 +436,14 @@ impl<'a> Window<'a> {
     }
 }
 
-fn keys(world: &World) -> Vec<Vec<EdgeKey>> {
-    let callers = std::iter::once(None).chain((0..world.tiers.len()).map(Some));
-    callers.map(|caller| (0..world.tiers.len()).map(|callee| world.key(caller, callee)).collect()).collect()
+fn keys(world: &World) -> BTreeMap<(Option<usize>, usize), EdgeKey> {
+    let calls =
+        |(tier, t): (usize, &Tier)| t.groups.iter().flatten().map(|call| (Some(tier), call.callee)).collect::<Vec<_>>();
+    let pairs = world.tiers.iter().enumerate().flat_map(calls);
+    std::iter::once((None, 0))
+        .chain(pairs)
+        .map(|(caller, callee)| ((caller, callee), world.key(caller, callee)))
+        .collect()
 }
 
 /// The grid of `values`, sorted here: this crate is optimised in every profile, the one that knows the grid is not.

@@ -1,23 +1,28 @@
 //! Training: healthy windows in, a model out. Services are independent given the data, so each is a task of its own that
-//! the driver may run on any thread.
+//! the driver may run on any thread. See [`crate::retrain()`] for what is learnt again when something changed.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use sage_common::{Generation, ServiceId, Slo, Timestamp};
 
 use crate::{
     calibrate::{self, Fold},
-    error::mean_error,
+    change::Change,
     frame::Frame,
     graph::Graph,
-    gvae::{CvaeOptions, ServiceNet},
-    inputs::NetInputs,
+    gvae::CvaeOptions,
     model::{Model, ModelCard, ModelError, ModelKind},
     normal::{Regressors, ServiceNormal},
-    normals::{Normals, PromotedNet},
+    normals::Normals,
+    null::{GroupNull, Null},
     observation::{EdgeKey, Observation},
     pool,
+    retrain::Scope,
     skeleton::Skeletons,
+    task::{FOLDS, ServiceFit, ServiceTask, Shared, fold_range, mean},
 };
 
 /// Healthy windows below which nothing is learnt.
@@ -26,17 +31,11 @@ const WINDOWS_MIN: usize = 10;
 /// Windows that normals are fitted on at most; 60 give the same result as a thousand. The newest half is kept whole.
 const WINDOWS_MAX: usize = 480;
 
-/// Contiguous parts of the history, each left out once.
-const FOLDS: usize = 4;
-
 /// Windows with traces from which structures are learnt, the newest.
-const SKELETON_WINDOWS: usize = 60;
+pub(crate) const SKELETON_WINDOWS: usize = 60;
 
 /// Share of the nodes that must have reported for a window to be learnt from.
 const COMPLETE_MIN: f32 = 0.5;
-
-/// A net must beat the linear prior by this factor on windows neither has seen.
-const PROMOTION: f64 = 0.98;
 
 /// How to train.
 #[derive(Clone, Copy, Debug)]
@@ -60,14 +59,18 @@ impl Default for TrainOptions {
 pub struct TrainingReport {
     /// Windows handed over.
     pub windows: usize,
-    /// Of those, healthy and used.
+    /// Of those, used.
     pub windows_used: usize,
-    /// Services learnt.
+    /// Services that the model knows.
     pub services: usize,
+    /// Of those, learnt now; the others were kept.
+    pub learnt: usize,
     /// Services whose net beat the linear prior.
     pub nets: usize,
     /// [`Model::held_out_error`].
     pub held_out_error: f64,
+    /// What had changed; empty when everything was learnt for the first time.
+    pub changes: Vec<Change>,
     /// Nets that could not be trained, for people.
     pub problems: Vec<String>,
 }
@@ -91,59 +94,20 @@ pub fn train(
 /// A training in three steps: prepare, fit every service, put together.
 #[derive(Debug)]
 pub struct TrainingPlan<'a> {
-    windows: Vec<&'a Observation>,
-    seen: usize,
-    slos: &'a [Slo],
-    previous: Option<&'a Model>,
-    edges: BTreeSet<EdgeKey>,
-    skeletons: Skeletons,
-    newest: Timestamp,
-    shared: Arc<Shared>,
-}
-
-/// What every task reads.
-#[derive(Debug)]
-struct Shared {
-    graph: Graph,
-    frames: Vec<Frame>,
-    regressors: Regressors,
-    options: TrainOptions,
-}
-
-impl Shared {
-    /// Frames outside and inside fold number `fold`.
-    fn split(&self, fold: usize) -> (Vec<&Frame>, Vec<&Frame>) {
-        let range = fold_range(self.frames.len(), fold);
-        let side = |is_inside: bool| {
-            let frames = self.frames.iter().enumerate().filter(|(index, _)| range.contains(index) == is_inside);
-            frames.map(|(_, frame)| frame).collect()
-        };
-        (side(false), side(true))
-    }
-}
-
-/// Fits one service.
-#[derive(Clone, Debug)]
-pub struct ServiceTask {
-    shared: Arc<Shared>,
-    service: usize,
-    previous: Option<PromotedNet>,
-}
-
-/// What one task found.
-#[derive(Debug)]
-pub struct ServiceFit {
-    normal: ServiceNormal,
-    folds: Vec<ServiceNormal>,
-    net: Option<PromotedNet>,
-    held_out_error: Option<f64>,
-    linear_error: Option<f64>,
-    note: String,
-    problem: Option<String>,
+    /// Oldest first.
+    pub(crate) windows: Vec<&'a Observation>,
+    pub(crate) seen: usize,
+    pub(crate) slos: &'a [Slo],
+    pub(crate) previous: Option<&'a Model>,
+    pub(crate) edges: BTreeSet<EdgeKey>,
+    pub(crate) skeletons: Skeletons,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) scope: Scope,
 }
 
 impl<'a> TrainingPlan<'a> {
-    /// Chooses the healthy windows of `history` (oldest first) and prepares them.
+    /// Chooses the healthy windows of `history` (oldest first) and prepares them: every service is learnt, its net going
+    /// on from the weights of `previous`.
     ///
     /// # Errors
     ///
@@ -166,67 +130,112 @@ impl<'a> TrainingPlan<'a> {
         let recent = &windows[windows.len().saturating_sub(SKELETON_WINDOWS)..];
         let skeletons = Skeletons::learn(recent.iter().copied());
         let graph = pool::graph(&edges, &skeletons, recent);
-        let frames: Vec<Frame> = windows.iter().filter_map(|window| Frame::of(&graph, &[window])).collect();
-        let regressors = Regressors::of(&frames);
-        let newest = windows.iter().map(|o| o.start + o.length).max().unwrap_or_default();
-        let shared = Arc::new(Shared { graph, frames, regressors, options: *options });
-        Ok(Self { windows, seen: history.len(), slos, previous, edges, skeletons, newest, shared })
-    }
-
-    /// One task per service, independent of each other.
-    pub fn tasks(&self) -> Vec<ServiceTask> {
-        let task = |(service, name): (usize, &ServiceId)| ServiceTask {
-            shared: Arc::clone(&self.shared),
-            service,
-            previous: self.previous.and_then(|model| model.normals().nets.get(name)).cloned(),
+        let frames = frames(&graph, &windows);
+        let shared = Shared {
+            regressors: Regressors::of(&frames),
+            since: previous.map(|model| model.since.clone()).unwrap_or_default(),
+            graph,
+            frames,
+            options: *options,
+            accepted_only: BTreeSet::new(),
+            accepted: BTreeSet::new(),
         };
-        self.shared.graph.services().iter().enumerate().map(task).collect()
+        let scope = Scope::everything(previous);
+        Ok(Self { windows, seen: history.len(), slos, previous, edges, skeletons, shared: Arc::new(shared), scope })
     }
 
-    /// Puts the fits of all tasks together, in any order, and calibrates the nulls.
+    /// One task per service to learn, independent of each other.
+    pub fn tasks(&self) -> Vec<ServiceTask> {
+        let services = self.shared.graph.services().iter().enumerate();
+        let learnt = services.filter(|(_, name)| self.scope.is_learnt(name));
+        learnt.map(|(service, name)| self.scope.task(&self.shared, service, name, self.previous)).collect()
+    }
+
+    /// Puts the fits of all tasks together, in any order, and calibrates the nulls. What was not learnt again stays as it
+    /// was.
     pub fn finish(self, fits: Vec<ServiceFit>) -> (Model, TrainingReport) {
-        let mut normals = Normals { regressors: Some(self.shared.regressors), ..Normals::default() };
-        let mut folds: Vec<Fold<'a>> = self.folds();
-        let (mut cards, mut problems) = (Vec::new(), Vec::new());
+        let learnt = fits.len();
+        let (mut normals, mut cards) = self.kept();
+        let mut folds = self.folds();
+        let mut problems = Vec::new();
         for fit in fits {
             let name = fit.normal.service.clone();
-            cards.push(self.card(&fit));
+            cards.insert(name.clone(), self.card(&fit));
             problems.extend(fit.problem);
             for (fold, normal) in folds.iter_mut().zip(fit.folds) {
                 fold.normals.services.insert(name.clone(), normal);
             }
             normals.services.insert(name.clone(), fit.normal);
-            if let Some(net) = fit.net {
-                normals.nets.insert(name, net);
-            }
+            match fit.net {
+                Some(net) => normals.nets.insert(name, net),
+                None => normals.nets.remove(&name),
+            };
         }
-        cards.sort_by(|a, b| a.service.cmp(&b.service));
-        let nulls =
-            self.slos.iter().map(|slo| (slo.name.clone(), calibrate::null(&self.edges, &self.skeletons, &folds, slo)));
-        let nulls = nulls.collect();
-        let groups = calibrate::group_null(&self.edges, &self.skeletons, &folds);
-        let held_out_error = mean(cards.iter().filter_map(|card| card.held_out_error));
+        let (nulls, groups) = match self.previous.filter(|_| self.scope.is_partial()) {
+            Some(previous) => self.refreshed(previous, &normals),
+            None => self.calibrated(&folds),
+        };
+        let held_out_error = mean(cards.values().filter_map(|card| card.held_out_error));
         let report = TrainingReport {
             windows: self.seen,
             windows_used: self.windows.len(),
             services: cards.len(),
+            learnt,
             nets: normals.nets.len(),
             held_out_error,
+            changes: self.scope.changes.clone(),
             problems,
         };
+        let known = |service: &ServiceId| normals.services.contains_key(service);
+        let since = self.shared.since.iter().filter(|(service, _)| known(service));
         let model = Model {
             generation: self.previous.map_or(Generation(1), |previous| Generation(previous.generation().0 + 1)),
-            offered_max: self.windows.iter().map(|o| o.offered_per_s).filter(|v| v.is_finite()).reduce(f64::max),
+            offered_max: self.offered_max(),
+            newest: self.newest(),
+            since: since.map(|(service, time)| (service.clone(), *time)).collect(),
             edges: self.edges,
             skeletons: self.skeletons,
             normals,
             nulls,
             groups,
-            newest: self.newest,
-            cards,
+            cards: cards.into_values().collect(),
             held_out_error,
         };
         (model, report)
+    }
+
+    /// End of the newest window learnt from.
+    fn newest(&self) -> Timestamp {
+        self.windows.iter().map(|o| o.start + o.length).max().unwrap_or_default()
+    }
+
+    /// The most arrivals ever learnt from; a partial training does not forget those before its windows.
+    fn offered_max(&self) -> Option<f64> {
+        let before = self.previous.filter(|_| self.scope.is_partial()).and_then(Model::offered_max);
+        let seen = self.windows.iter().map(|o| o.offered_per_s).filter(|rate| rate.is_finite());
+        seen.chain(before).reduce(f64::max)
+    }
+
+    /// Normals and cards of services that are not learnt again and still there.
+    fn kept(&self) -> (Normals, BTreeMap<ServiceId, ModelCard>) {
+        let mut normals = Normals { regressors: Some(self.shared.regressors), ..Normals::default() };
+        let mut cards = BTreeMap::new();
+        if let Some(previous) = self.previous.filter(|_| self.scope.is_partial()) {
+            let is_kept = |name: &ServiceId| self.shared.graph.service(name).is_some();
+            normals.clone_from(previous.normals());
+            normals.services.retain(|name, _| is_kept(name));
+            normals.nets.retain(|name, _| is_kept(name));
+            cards.extend(previous.cards.iter().map(|card| (card.service.clone(), card.clone())));
+            cards.retain(|name, _| is_kept(name));
+        }
+        (normals, cards)
+    }
+
+    /// Nulls of everything, by what was left out.
+    fn calibrated(&self, folds: &[Fold<'a>]) -> (BTreeMap<String, Null>, GroupNull) {
+        let null = |slo: &Slo| calibrate::null(&self.edges, &self.skeletons, folds, slo, &self.shared.since);
+        let nulls = self.slos.iter().map(|slo| (slo.name.clone(), null(slo))).collect();
+        (nulls, calibrate::group_null(&self.edges, &self.skeletons, folds))
     }
 
     fn folds(&self) -> Vec<Fold<'a>> {
@@ -239,113 +248,41 @@ impl<'a> TrainingPlan<'a> {
 
     fn card(&self, fit: &ServiceFit) -> ModelCard {
         let service = &fit.normal.service;
-        let before = self.previous.and_then(|model| model.normals().services.get(service));
-        let keys = |normal: &ServiceNormal| normal.edges.iter().map(|edge| edge.key.clone()).collect::<BTreeSet<_>>();
-        let cause = match (self.previous, before) {
-            (None, _) => "first model",
-            (Some(_), None) => "new service",
-            (Some(_), Some(before)) if keys(before) != keys(&fit.normal) => "its edges changed",
-            _ => "newer windows",
-        };
         ModelCard {
             service: service.clone(),
-            windows: self.windows.len(),
-            newest: self.newest,
+            windows: fit.windows,
+            newest: self.newest(),
             held_out_error: fit.held_out_error,
             linear_error: fit.linear_error,
             kind: if fit.net.is_some() { ModelKind::Cvae } else { ModelKind::Linear },
-            last_retrain: self.newest,
-            reason: format!("{cause}; {}", fit.note),
+            last_retrain: self.newest(),
+            reason: format!("{}; {}", self.cause(&fit.normal), fit.note),
+        }
+    }
+
+    /// Why a service was learnt, for people.
+    fn cause(&self, normal: &ServiceNormal) -> String {
+        let service = &normal.service;
+        let before = self.previous.and_then(|model| model.normals().services.get(service));
+        let keys = |normal: &ServiceNormal| normal.edges.iter().map(|edge| edge.key.clone()).collect::<BTreeSet<_>>();
+        match (self.previous, before, self.scope.reason(service)) {
+            (None, ..) => "first model".to_owned(),
+            (Some(_), None, _) => "new service".to_owned(),
+            (_, _, Some(reason)) => reason,
+            (Some(_), Some(before), None) if keys(before) != keys(normal) => "its edges changed".to_owned(),
+            _ => "newer windows".to_owned(),
         }
     }
 }
 
-impl ServiceTask {
-    /// Which service it fits.
-    pub fn service(&self) -> &ServiceId {
-        &self.shared.graph.services()[self.service]
-    }
-
-    /// Fits the service: linear prior on everything and on everything but each fold; a net, promoted when it is better on
-    /// the newest fold, which neither has seen.
-    pub fn run(&self) -> ServiceFit {
-        let Shared { graph, frames, regressors, options } = &*self.shared;
-        let all: Vec<&Frame> = frames.iter().collect();
-        let fit = |frames: &[&Frame]| ServiceNormal::fit(graph, self.service, frames, *regressors);
-        let folds: Vec<ServiceNormal> = (0..FOLDS).map(|fold| fit(&self.shared.split(fold).0)).collect();
-        let errors = folds.iter().enumerate().filter_map(|(fold, normal)| {
-            mean_error(&self.alone(normal.clone()), graph, &self.shared.split(fold).1, &[self.service])
-        });
-        let linear_error = Some(mean(errors)).filter(|error| error.is_finite());
-        let mut this = ServiceFit {
-            normal: fit(&all),
-            folds,
-            net: None,
-            held_out_error: linear_error,
-            linear_error,
-            note: format!("linear: fewer than {} windows for a net", options.cvae_windows_min),
-            problem: None,
-        };
-        if frames.len() >= options.cvae_windows_min {
-            self.try_net(&mut this);
-        }
-        this
-    }
-
-    /// Trains a net on all but the newest fold and compares it there with the linear prior of the same windows.
-    fn try_net(&self, fit: &mut ServiceFit) {
-        let graph = &self.shared.graph;
-        let (learning, held_out) = self.shared.split(FOLDS - 1);
-        let mut normals = self.alone(fit.folds[FOLDS - 1].clone());
-        for caller in graph.ins(self.service).iter().filter_map(|edge| graph.caller(*edge)) {
-            let name = graph.services()[caller].clone();
-            let normal = || ServiceNormal::fit(graph, caller, &learning, self.shared.regressors);
-            normals.services.entry(name).or_insert_with(normal);
-        }
-        let linear = mean_error(&normals, graph, &held_out, &[self.service]);
-        let net = match self.train_net(&normals, &learning) {
-            Ok(net) => net,
-            Err(error) => {
-                fit.note = "linear: its net could not be trained".to_owned();
-                fit.problem = Some(format!("{}: {error}", self.service()));
-                return;
-            }
-        };
-        normals.nets.insert(self.service().clone(), net.clone());
-        let error = mean_error(&normals, graph, &held_out, &[self.service]);
-        match (error, linear) {
-            (Some(error), Some(linear)) if error < PROMOTION * linear => {
-                fit.note = format!("net promoted: {error:.4} against {linear:.4} on unseen windows");
-                fit.held_out_error = Some(error);
-                fit.net = Some(net);
-            }
-            (Some(error), Some(linear)) => {
-                fit.note = format!("linear: its net had {error:.4} against {linear:.4} on unseen windows");
-            }
-            _ => "linear: nothing to compare its net on".clone_into(&mut fit.note),
-        }
-    }
-
-    fn train_net(&self, normals: &Normals, learning: &[&Frame]) -> Result<PromotedNet, crate::gvae::GvaeError> {
-        let graph = &self.shared.graph;
-        let normal = &normals.services[self.service()];
-        let inputs = NetInputs::of(normals, normal, graph, self.service);
-        let (x, y) = (inputs.x(normals, graph, learning)?, inputs.y(graph, learning)?);
-        let order: Vec<usize> = (0..learning.len()).collect();
-        let previous =
-            self.previous.as_ref().filter(|previous| previous.inputs == inputs).map(|previous| &previous.net);
-        let seed = self.shared.options.seed ^ xxhash_rust::xxh3::xxh3_64(self.service().as_str().as_bytes());
-        let options = CvaeOptions { seed, ..self.shared.options.cvae };
-        Ok(PromotedNet { net: ServiceNet::train(&x, &y, &order, previous, &options)?, inputs })
-    }
-
-    fn alone(&self, normal: ServiceNormal) -> Normals {
-        Normals {
-            regressors: Some(self.shared.regressors),
-            services: [(normal.service.clone(), normal)].into(),
-            ..Normals::default()
-        }
-    }
+/// One frame a window. Replicas are told apart in diagnosis only.
+pub(crate) fn frames(graph: &Graph, windows: &[&Observation]) -> Vec<Frame> {
+    let frame = |window: &&Observation| {
+        let mut frame = Frame::of(graph, &[window])?;
+        frame.services.iter_mut().for_each(|service| service.instances = Vec::new());
+        Some(frame)
+    };
+    windows.iter().filter_map(frame).collect()
 }
 
 /// Whether a window met every target that it can be judged by, and can be judged by one.
@@ -361,21 +298,11 @@ pub(crate) fn is_complete(window: &Observation) -> bool {
 }
 
 /// At most [`WINDOWS_MAX`] windows: the newest half of them whole, the rest evenly from before.
-fn thin<'a>(healthy: &[&'a Observation]) -> Vec<&'a Observation> {
+pub(crate) fn thin<'a>(healthy: &[&'a Observation]) -> Vec<&'a Observation> {
     if healthy.len() <= WINDOWS_MAX {
         return healthy.to_vec();
     }
     let (old, new) = healthy.split_at(healthy.len() - WINDOWS_MAX / 2);
     let kept = WINDOWS_MAX / 2;
     (0..kept).map(|i| old[i * old.len() / kept]).chain(new.iter().copied()).collect()
-}
-
-fn fold_range(count: usize, fold: usize) -> std::ops::Range<usize> {
-    fold * count / FOLDS..(fold + 1) * count / FOLDS
-}
-
-/// Mean; not a number when there are none.
-fn mean(values: impl Iterator<Item = f64>) -> f64 {
-    let (total, count) = values.fold((0.0, 0_usize), |(total, count), value| (total + value, count + 1));
-    total / count as f64
 }

@@ -20,6 +20,8 @@ mod dense;
 mod kernel;
 mod loss;
 mod net;
+#[cfg(any(test, feature = "testing"))]
+mod probe;
 mod scaler;
 mod table;
 mod train;
@@ -27,6 +29,8 @@ mod weights;
 
 pub use dense::Norm;
 pub use net::{Latent, ServiceNet};
+#[cfg(any(test, feature = "testing"))]
+pub use probe::TrainingProbe;
 pub use table::Table;
 pub use train::CvaeOptions;
 

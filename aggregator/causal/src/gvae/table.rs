@@ -15,6 +15,13 @@ impl Table {
         Self { cols, values: Vec::new() }
     }
 
+    /// Row by row; what does not fill a last row is cut.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn of_values(cols: usize, mut values: Vec<f32>) -> Self {
+        values.truncate(values.len() / cols.max(1) * cols);
+        Self { cols, values }
+    }
+
     /// Adds a row.
     ///
     /// # Errors

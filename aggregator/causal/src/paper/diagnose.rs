@@ -98,7 +98,11 @@ impl Search<'_> {
         let (mut set, mut here) = (Vec::new(), self.observed);
         while set.len() < MEMBERS_MAX && (set.is_empty() || self.p_met(here) < P_ENOUGH) {
             let with = |service: &ServiceId, alone: f64| {
-                let next = if set.is_empty() { alone } else { self.without(&[&set[..], &[service.clone()]].concat()) };
+                let next = if set.is_empty() {
+                    alone
+                } else {
+                    self.without(&[&set[..], std::slice::from_ref(service)].concat())
+                };
                 (service.clone(), next)
             };
             let next = singles.iter().filter(|(service, _)| !set.contains(service)).map(|(s, alone)| with(s, *alone));
