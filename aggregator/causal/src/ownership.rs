@@ -93,8 +93,9 @@ pub fn pool_share(scene: &Scene<'_>, frame: &Frame, caller: usize) -> Option<f64
     (!connections.is_empty()).then(|| ((connections.iter().sum::<f64>() - served) / waiting).clamp(0.0, 1.0))
 }
 
-/// The witnesses' votes that a shift is shared by the edges `around`: `log N(x; D, sd + D/2) - log N(x; 0, sd)` of each
-/// edge's own shift x, averaged over the edges of one neighbour and added over neighbours.
+/// The witnesses' votes that a shift D is shared by the edges `around`: `log N(x; D, sd + D/2) - log N(x; 0, sd + D/10)` of
+/// each edge's own shift x, averaged over the edges of one neighbour and added over neighbours. Much smaller shifts beside
+/// a large one are its side effects.
 fn votes(scene: &Scene<'_>, shift: f64, around: &[usize], neighbour: impl Fn(usize) -> Option<usize>) -> f64 {
     let mut by_neighbour = std::collections::BTreeMap::<usize, Vec<f64>>::new();
     for other in around.iter().copied().filter(|other| scene.is_counted(*other)) {
@@ -111,7 +112,7 @@ fn votes(scene: &Scene<'_>, shift: f64, around: &[usize], neighbour: impl Fn(usi
 
 fn vote(x: f64, shift: f64, sd: f64) -> f64 {
     let log_density = |x: f64, mean: f64, sd: f64| -sd.ln() - (x - mean).powi(2) / (2.0 * sd * sd);
-    (log_density(x, shift, sd + shift / 2.0) - log_density(x, 0.0, sd)).clamp(-VOTE_MAX, VOTE_MAX)
+    (log_density(x, shift, sd + shift / 2.0) - log_density(x, 0.0, sd + shift / 10.0)).clamp(-VOTE_MAX, VOTE_MAX)
 }
 
 /// A shifted self time speaks for its own service, and never against. A service that runs out of its processor share
@@ -207,8 +208,9 @@ mod tests {
     fn a_witness_that_shares_the_shift_votes_for_it_and_one_that_does_not_against() {
         assert!(vote(10_000.0, 10_000.0, 50.0) > 2.9);
         assert!(vote(0.0, 10_000.0, 50.0) < -2.9);
-        // Half a standard deviation: by hand, ln(1/1.5) - (0.5/1.5)^2/2 + (1/1)^2 / 2 with x = 1, D = 1, sd = 1 ...
-        let by_hand = -(1.5_f64.ln()) + 0.5;
+        assert!(vote(500.0, 10_000.0, 50.0) < -2.9, "far off its noise, but nothing beside the shift");
+        // By hand, x = D = sd = 1: -ln 1.5 - 0 + ln 1.1 + (1/1.1)^2 / 2.
+        let by_hand = -(1.5_f64.ln()) + 1.1_f64.ln() + 0.5 / 1.21;
         assert!((vote(1.0, 1.0, 1.0) - by_hand).abs() < 1e-12);
     }
 
