@@ -119,7 +119,7 @@ pub struct Changes {
 
 /// Finds what changed between `model` and `frames`, windows that met the target, oldest first. `accepted` are services
 /// whose present behaviour an operator took as normal, and since when.
-pub fn detect(model: &Model, graph: &Graph, frames: &[Frame], accepted: &BTreeMap<ServiceId, Timestamp>) -> Changes {
+pub fn detect(model: &Model, graph: &Graph, frames: &[&Frame], accepted: &BTreeMap<ServiceId, Timestamp>) -> Changes {
     let mut changes = Changes::default();
     for (service, since) in accepted.iter().filter(|(service, since)| model.since(service) != Some(**since)) {
         changes.add(service, ChangeKind::Accepted, Some(*since), "accepted by an operator".to_owned());
@@ -153,7 +153,7 @@ impl Changes {
 struct Detector<'a> {
     model: &'a Model,
     graph: &'a Graph,
-    frames: &'a [Frame],
+    frames: &'a [&'a Frame],
 }
 
 impl Detector<'_> {
@@ -181,7 +181,7 @@ impl Detector<'_> {
         let key = &self.graph.edges()[edge];
         let silent = self.frames.iter().rev().take_while(|frame| frame.edges[edge].calls <= 0.0);
         let normal = self.model.normals().services.get(&key.callee)?.edge(key)?;
-        let due = |frame: &Frame| Some(normal.calls_per_arrival? * frame.offered_per_s? * frame.window_s);
+        let due = |frame: &&Frame| Some(normal.calls_per_arrival? * frame.offered_per_s? * frame.window_s);
         let due: f64 = silent.clone().filter_map(due).sum();
         let is_long = silent.clone().count() >= STEP_WINDOWS;
         (is_long && due >= SILENT_CALLS_MIN).then(|| silent.last().map(|frame| frame.time))?
@@ -211,7 +211,7 @@ impl Detector<'_> {
     fn levels(&self, service: usize, pick: Pick) -> Vec<Level> {
         let name = &self.graph.services()[service];
         let since = self.model.since(name).unwrap_or_default();
-        let level = |frame: &Frame| {
+        let level = |frame: &&Frame| {
             let edges = self.graph.ins(service).iter().filter(|edge| frame.edges[**edge].calls >= CALLS_MIN);
             let mut total = Totals::default();
             for edge in edges {
@@ -230,7 +230,7 @@ impl Detector<'_> {
         let name = &self.graph.services()[service];
         let since = self.model.since(name).unwrap_or_default();
         let normal = self.model.normals().services.get(name)?;
-        let frames: Vec<&Frame> = self.frames.iter().filter(|frame| frame.time >= since).collect();
+        let frames: Vec<&Frame> = self.frames.iter().copied().filter(|frame| frame.time >= since).collect();
         let of_edge = |edge: &usize| {
             let has = frames.iter().filter(|frame| frame.edges[*edge].self_time.is_some()).count();
             let had = normal.edge(&self.graph.edges()[*edge])?.self_time.as_ref().map_or(1, |curve| curve.windows);

@@ -151,7 +151,7 @@ impl Model {
         let newest = &windows[windows.len().saturating_sub(STEP_WINDOWS)..];
         let graph = pool::graph(&self.edges_with(&windows), &self.skeletons, newest);
         let frames: Vec<Frame> = windows.iter().filter_map(|window| Frame::of(&graph, &[window])).collect();
-        change::detect(self, &graph, &frames, &BTreeMap::new()).all
+        change::detect(self, &graph, &frames.iter().collect::<Vec<_>>(), &BTreeMap::new()).all
     }
 
     /// Learnt edges and those of `windows`.

@@ -246,7 +246,7 @@ impl<'a, 'o> Draft<'a, 'o> {
     /// What changed; `None` for nothing.
     fn changes(&self) -> Option<Changes> {
         let met = self.frames.iter().enumerate().filter(|(place, _)| !self.missed.contains(place));
-        let met: Vec<Frame> = met.map(|(_, frame)| frame.clone()).collect();
+        let met: Vec<&Frame> = met.map(|(_, frame)| frame).collect();
         let changes = change::detect(self.previous, &self.graph, &met, &self.options.accepted);
         let is_any = !changes.all.is_empty() || !changes.gone.is_empty();
         is_any.then_some(changes)

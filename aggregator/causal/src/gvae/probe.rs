@@ -94,3 +94,20 @@ fn products(net: &Cvae, rows: usize) -> Vec<Product> {
         .flat_map(of_net)
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_products_of_a_small_net_are_counted_as_by_hand() {
+        // x 2, y 1, hidden 24, z 4; a product costs its size twice, three times where the slope goes on to the input.
+        let encoder = 2 * (2 + 1) * 24 + 3 * 24 * 24 + 3 * 24 * 8 + 2 * (2 + 1) * 8;
+        let prior = 2 * 2 * 24 + 3 * 24 * 24 + 3 * 24 * 8 + 2 * 2 * 8;
+        let decoder = 2 * 2 * 24 + 3 * 4 * 24 + 3 * 24 * 24 + 3 * 24 + 2 * 2 + 3 * 4;
+        let probe = TrainingProbe::new(200, 2, 1);
+        let net = probe.train(1).expect("enough rows");
+        assert_eq!(probe.multiply_adds(&net), 200 * (encoder + prior + 2 * decoder));
+        assert!(probe.floor(&net).is_finite());
+    }
+}
