@@ -26,6 +26,9 @@ const STARVED_MIN: f64 = 3.0;
 const UNMEASURED_WEIGHT: f64 = 0.3;
 /// Standard deviations of a network metric above which the network is suspected.
 const NETWORK_MIN_Z: f64 = 5.0;
+/// The excess of one call that a slow path can explain, in excesses of the mean round trip: a request and an answer of
+/// many segments, on the worst of the connections that the mean was taken over.
+const ROUND_TRIPS_MAX: f64 = 10.0;
 /// Waiting calls at once below which Little's law says nothing.
 const WAITING_MIN: f64 = 0.7;
 /// A pool is suspected when less than this share of the waiting calls can hold a connection.
@@ -68,7 +71,7 @@ pub fn is_net_like(scene: &Scene<'_>, edge: usize) -> bool {
     let round_trip =
         suspects.iter().map(|(end, other)| excess_of(scene, *end, *other, Metric::RoundTrip)).fold(0.0, f64::max);
     let (middle, tail) = (gap.excess_at_us(P75), gap.excess_at_us(P99));
-    !suspects.is_empty() && (middle < 0.2 * tail || middle < 4e3 * round_trip)
+    !suspects.is_empty() && (middle < 0.2 * tail || middle < ROUND_TRIPS_MAX * 1e3 * round_trip)
 }
 
 /// Share of the calls waiting in the out-gaps of `caller` that can hold a connection, by Little's law; `None` when few
