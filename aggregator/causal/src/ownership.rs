@@ -47,9 +47,14 @@ pub fn p_callee_owns(scene: &Scene<'_>, frame: &Frame, edge: usize) -> f64 {
         return logistic(PRIOR);
     }
     let callee = graph.callee(edge);
-    let other_callers = votes(scene, shift, graph.ins(callee), |other| graph.caller(other).filter(|s| *s != caller));
-    let other_callees =
-        votes(scene, shift, graph.outs(caller), |other| Some(graph.callee(other)).filter(|s| *s != callee));
+    // Calls within a node do not use its link: they witness for nothing that the network did.
+    let witnesses = |other: &usize| !(scene.edges[edge].is_net_like && is_within_a_node(scene, *other));
+    let other_callers = votes(scene, shift, graph.ins(callee).iter().copied().filter(witnesses), |other| {
+        graph.caller(other).filter(|s| *s != caller)
+    });
+    let other_callees = votes(scene, shift, graph.outs(caller).iter().copied().filter(witnesses), |other| {
+        Some(graph.callee(other)).filter(|s| *s != callee)
+    });
     let mut odds = PRIOR + other_callers - other_callees + self_vote(scene, callee) - starved_vote(scene, caller);
     if scene.edges[edge].is_net_like {
         odds += VOTE_MAX * network_lean(scene, callee, caller);
@@ -99,9 +104,14 @@ pub fn pool_share(scene: &Scene<'_>, frame: &Frame, caller: usize) -> Option<f64
 /// The witnesses' votes that a shift D is shared by the edges `around`: `log N(x; D, sd + D/2) - log N(x; 0, sd + D/10)` of
 /// each edge's own shift x, averaged over the edges of one neighbour and added over neighbours. Much smaller shifts beside
 /// a large one are its side effects.
-fn votes(scene: &Scene<'_>, shift: f64, around: &[usize], neighbour: impl Fn(usize) -> Option<usize>) -> f64 {
+fn votes(
+    scene: &Scene<'_>,
+    shift: f64,
+    around: impl Iterator<Item = usize>,
+    neighbour: impl Fn(usize) -> Option<usize>,
+) -> f64 {
     let mut by_neighbour = std::collections::BTreeMap::<usize, Vec<f64>>::new();
-    for other in around.iter().copied().filter(|other| scene.is_counted(*other)) {
+    for other in around.filter(|other| scene.is_counted(*other)) {
         if let (Some(neighbour), Some(gap)) = (neighbour(other), &scene.edges[other].gap)
             && gap.is_learnt
         {
@@ -111,6 +121,10 @@ fn votes(scene: &Scene<'_>, shift: f64, around: &[usize], neighbour: impl Fn(usi
     }
     let mean = |votes: &Vec<f64>| votes.iter().sum::<f64>() / votes.len() as f64;
     by_neighbour.values().map(mean).sum::<f64>().clamp(-VOTES_MAX, VOTES_MAX)
+}
+
+fn is_within_a_node(scene: &Scene<'_>, edge: usize) -> bool {
+    scene.graph.caller(edge).is_some_and(|caller| scene.services[caller].neighbours.contains(&scene.graph.callee(edge)))
 }
 
 fn vote(x: f64, shift: f64, sd: f64) -> f64 {
