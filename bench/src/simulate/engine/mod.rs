@@ -11,13 +11,14 @@
 //! taken away: a slowdown stretches the time on them.
 
 mod call;
+mod event;
 mod network;
+mod report;
 mod serve;
 mod trace;
 mod visit;
 
 use std::{
-    cmp::Ordering,
     collections::{BinaryHeap, VecDeque},
     sync::Arc,
 };
@@ -26,6 +27,7 @@ use sage_common::{Micros, Span, Timestamp};
 
 use self::{
     call::Call,
+    event::{Event, Happens},
     visit::{Fibre, Visit},
 };
 use super::{
@@ -38,7 +40,6 @@ use super::{
     random::Key,
     sink::Sink,
     slab::Slab,
-    usage,
 };
 use crate::topology::{Concurrency, Topology};
 
@@ -113,46 +114,6 @@ struct Replica {
 
 /// Operations that a disk serves at once: an SSD's channels.
 const DISK_CHANNELS: u32 = 4;
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Happens {
-    /// A fibre's time on a core is over.
-    CoreDone(u32),
-    /// A fibre's disk operation is done.
-    DiskDone(u32),
-    /// A fibre's time with the lock is over.
-    LockDone(u32),
-    /// A fibre's stall is over.
-    StallDone(u32),
-    /// A call reaches the callee.
-    Arrives(u32),
-    /// Its answer reaches the caller.
-    Replied(u32),
-    /// A call has waited too long for a connection, if it is still the one of that serial number.
-    PoolTimeout(u32, u64),
-    /// A fault begins or ends.
-    FaultsChange,
-}
-
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Event {
-    at: u64,
-    sequence: u64,
-    happens: Happens,
-}
-
-impl Ord for Event {
-    /// The earliest is the greatest, as a heap wants it; of two at once the one planned first.
-    fn cmp(&self, other: &Self) -> Ordering {
-        (other.at, other.sequence).cmp(&(self.at, self.sequence))
-    }
-}
-
-impl PartialOrd for Event {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
 
 /// A running world.
 #[derive(Debug)]
@@ -344,52 +305,6 @@ impl Engine {
             self.gates[number].resize(limit);
             while let Some((call, _)) = self.gates[number].admit() {
                 self.transmit(call);
-            }
-        }
-    }
-
-    fn report_usage(&mut self, sink: &mut impl Sink) {
-        if !self.is_traced {
-            return;
-        }
-        let model = self.model.clone();
-        let second = self.now / SECOND;
-        self.count_connections();
-        let states: Vec<usage::State<'_>> = (0..self.replicas.len()).map(|number| self.state(number)).collect();
-        let seconds = usage::seconds(&model, self.key.child(USAGE), second, wall(self.now), &states);
-        for one in &seconds {
-            sink.usage(one);
-        }
-        for replica in &mut self.replicas {
-            replica.counters.next_second();
-        }
-    }
-
-    fn state(&self, number: usize) -> usage::State<'_> {
-        let replica = &self.replicas[number];
-        let backlog_ns = replica.link_free_at.saturating_sub(self.now) as f64;
-        usage::State {
-            counters: &replica.counters,
-            effects: &replica.effects,
-            serving: replica.admission.taken(),
-            backlog_bytes: replica.effects.ns_per_byte.map_or(0.0, |rate| backlog_ns / rate),
-        }
-    }
-
-    /// Connections of every replica: what its pools have held open in this second, and what its callers' pools have.
-    fn count_connections(&mut self) {
-        let model = self.model.clone();
-        let peaks: Vec<u32> = self.gates.iter_mut().map(Queue::take_peak).collect();
-        for edge in &model.edges {
-            let (caller, callee) = (&model.tiers[edge.caller], &model.tiers[edge.callee]);
-            for ordinal in 0..caller.replicas {
-                let used = peaks[edge.first_gate + ordinal].max(edge.idle_min);
-                let open = if edge.is_multiplexed { callee.replicas as u32 } else { used };
-                self.replicas[caller.first + ordinal].counters.outbound += open;
-                for number in callee.first..callee.first + callee.replicas {
-                    let share = open.div_ceil(callee.replicas as u32);
-                    self.replicas[number].counters.inbound += share;
-                }
             }
         }
     }
