@@ -21,7 +21,8 @@ pub const LEAD: Micros = Micros::from_secs(60);
 /// Longest time that a sample speaks for: the slowest usual interval.
 const HOLD_MAX: Micros = Micros::from_secs(300);
 
-/// Time series remembered, for rates and intervals: 24 bytes each and the map's slack. Further ones are read as if they began each time.
+/// Time series remembered, for rates and intervals: 24 bytes each and the map's slack. Further ones are read as
+/// if they began each time.
 const SERIES_MAX: usize = 500_000;
 
 /// Names as written, for answers in the user's own words.
