@@ -186,12 +186,12 @@ fn choose(found: Found, percentile: f64) -> Vec<Suggestion> {
         operation.is_none() || *count <= SUGGEST_OPERATIONS_MAX
     });
     list.into_iter()
-        .map(|((service, operation), (_, values))| suggestion(service, operation, values, percentile))
+        .map(|((service, operation), (_, values))| suggestion(service, operation, &values, percentile))
         .collect()
 }
 
-fn suggestion(service: ServiceId, operation: Option<OperationId>, values: Vec<f64>, percentile: f64) -> Suggestion {
-    let (typical, rare) = healthy_level(&values);
+fn suggestion(service: ServiceId, operation: Option<OperationId>, values: &[f64], percentile: f64) -> Suggestion {
+    let (typical, rare) = healthy_level(values);
     let name = match &operation {
         Some(operation) => ServiceId::sanitized(&format!("{service}-{operation}").replace([' ', '/'], "-")).to_string(),
         None => service.to_string(),
