@@ -125,7 +125,7 @@ impl Input {
     /// # Errors
     ///
     /// [`InputError::Read`]; there is nothing behind it.
-    pub fn next(&mut self) -> Result<Option<Request<'_>>, InputError> {
+    pub fn next_request(&mut self) -> Result<Option<Request<'_>>, InputError> {
         let length = match self.encoding {
             Encoding::Json => self.line(),
             Encoding::Protobuf => self.behind_length(),
@@ -253,7 +253,7 @@ mod tests {
         };
         let mut found = Vec::new();
         loop {
-            match input.next() {
+            match input.next_request() {
                 Ok(Some(Request::Whole(request))) => found.push(request.to_vec()),
                 Ok(Some(Request::TooLong)) => found.push(b"too long".to_vec()),
                 Ok(None) => return (found, None),

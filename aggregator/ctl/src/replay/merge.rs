@@ -183,7 +183,7 @@ pub enum ReadError {
 fn read(source: &mut Source, feed: &mut Feed, counters: &mut ReadCounters) -> Result<Option<Batch>, ReadError> {
     loop {
         let (encoding, content) = (source.input.encoding(), source.content);
-        let decoded = match source.input.next()? {
+        let decoded = match source.input.next_request()? {
             None => return Ok(None),
             Some(Request::TooLong) => Err(format!("longer than {} bytes", super::input::REQUEST_BYTES_MAX)),
             Some(Request::Whole(bytes)) => match content {

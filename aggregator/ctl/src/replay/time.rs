@@ -66,7 +66,8 @@ fn offset_seconds(text: &str) -> Option<i64> {
         _ => return None,
     };
     let (hours, minutes) = text.get(1..)?.split_once(':')?;
-    Some(sign * (hours.parse::<u8>().ok()? as i64 * 3_600 + minutes.parse::<u8>().ok()? as i64 * 60))
+    let part = |text: &str| text.parse::<u8>().ok().map(i64::from);
+    Some(sign * (part(hours)? * 3_600 + part(minutes)? * 60))
 }
 
 /// Days since 1970-01-01. Source: Howard Hinnant, *chrono-Compatible Low-Level Date Algorithms*.
