@@ -2,6 +2,7 @@
 
 mod ablation;
 mod accuracy;
+mod actuation;
 mod counterfactuals;
 mod instrumentation;
 mod markov;
@@ -14,8 +15,8 @@ use anyhow::{Result, bail};
 use super::{results::Row, run::Plan};
 
 /// Every experiment that `all` runs. `tuning` is for the design seeds and by name alone.
-pub const ALL: [&str; 7] =
-    ["accuracy", "sampling", "instrumentation", "ablation", "counterfactuals", "markov", "scale"];
+pub const ALL: [&str; 8] =
+    ["accuracy", "sampling", "instrumentation", "ablation", "counterfactuals", "markov", "scale", "actuation"];
 
 /// Runs one experiment and prints its table.
 ///
@@ -31,6 +32,7 @@ pub fn run(name: &str, plan: &Plan) -> Result<Vec<Row>> {
         "counterfactuals" => counterfactuals::run(plan),
         "markov" => markov::run(plan),
         "scale" => scale::run(plan),
+        "actuation" => actuation::run(plan),
         "tuning" => tuning::run(plan),
         other => bail!("no experiment is called {other}; there are {}, tuning and all", ALL.join(", ")),
     }
