@@ -23,8 +23,11 @@ table { border-collapse: collapse; width: 100%; font-size: 14px; } th, td { text
 .scroll { overflow-x: auto; } summary { cursor: pointer; color: var(--soft); } .number { font-variant-numeric: tabular-nums; }
 ";
 
-/// What the chart of an experiment shows: (slice, measure, caption).
-const CHARTS: [(&str, &[(&str, &str, &str)]); 8] = [
+/// Slice, measure, caption.
+type Chart = (&'static str, &'static str, &'static str);
+
+/// What the charts of an experiment show.
+const CHARTS: [(&str, &[Chart]); 8] = [
     (
         "accuracy",
         &[
@@ -47,9 +50,9 @@ pub fn render(runs: &[Results]) -> String {
     let mut body = String::new();
     for run in runs {
         // Writing to a string cannot fail.
-        let _ = write!(
+        let _ = writeln!(
             body,
-            "<p class=\"lead\">seed {} ({}), sources {}, {}</p>\n",
+            "<p class=\"lead\">seed {} ({}), sources {}, {}</p>",
             run.seed,
             purpose(run.seed),
             escape(&run.commit),

@@ -39,7 +39,13 @@ mod tests {
     #[test]
     fn results_stand_in_order_and_every_one_is_counted() {
         let counted = AtomicUsize::new(0);
-        let squares = map(100, |i| i * i, || drop(counted.fetch_add(1, Ordering::Relaxed)));
+        let squares = map(
+            100,
+            |i| i * i,
+            || {
+                counted.fetch_add(1, Ordering::Relaxed);
+            },
+        );
         assert_eq!(squares, (0..100).map(|i| i * i).collect::<Vec<_>>());
         assert_eq!(counted.into_inner(), 100);
         assert!(map(0, |i| i, || ()).is_empty());

@@ -72,12 +72,12 @@ fn thin(
         // The neighbours of the whole round, so that the order of the variables does not matter.
         let neighbours: Vec<Vec<usize>> =
             (0..count).map(|a| (0..count).filter(|b| graph.is_adjacent(a, *b)).collect()).collect();
-        for a in 0..count {
-            for b in neighbours[a].iter().copied() {
+        for (a, around) in neighbours.iter().enumerate() {
+            for b in around.iter().copied() {
                 if !graph.is_adjacent(a, b) {
                     continue;
                 }
-                let others: Vec<usize> = neighbours[a].iter().copied().filter(|other| *other != b).collect();
+                let others: Vec<usize> = around.iter().copied().filter(|other| *other != b).collect();
                 let separates = |set: &Vec<usize>| correlations.is_independent(a, b, set, critical);
                 if let Some(set) = combinations(&others, size).into_iter().find(separates) {
                     (graph.marks[a][b], graph.marks[b][a]) = (false, false);
