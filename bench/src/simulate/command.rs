@@ -38,7 +38,7 @@ pub struct SimulateArgs {
     /// Whole seconds of a window
     #[arg(long, default_value_t = 3)]
     window: u64,
-    /// KIND:SERVICE[>CALLEE][#REPLICA][@START..END[xSEVERITY]][!decoy], seconds since the start of the world; may be
+    /// `KIND:SERVICE[>CALLEE][#REPLICA][@START..END[xSEVERITY]][!decoy]`, seconds since the start of the world; may be
     /// given again
     #[arg(long = "fault")]
     faults: Vec<FaultPlan>,
