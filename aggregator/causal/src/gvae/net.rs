@@ -39,7 +39,7 @@ impl ServiceNet {
     ///
     /// # Errors
     ///
-    /// [`GvaeError::TooFewRows`], [`GvaeError::Shape`] for tables that do not match, [`GvaeError::NonFinite`] when
+    /// `GvaeError::TooFewRows`, `GvaeError::Shape` for tables that do not match, `GvaeError::NonFinite` when
     /// training diverges: the caller keeps what it had.
     pub fn train(
         x: &Table,
@@ -98,7 +98,7 @@ impl ServiceNet {
     ///
     /// # Errors
     ///
-    /// [`GvaeError::Shape`] when `x` has another number of columns than the net was trained on.
+    /// `GvaeError::Shape` when `x` has another number of columns than the net was trained on.
     pub fn predict(&self, x: &[f32]) -> Result<Vec<f32>, GvaeError> {
         let mut table = Table::new(x.len());
         table.push(x.iter().copied().map(Some))?;
@@ -139,7 +139,7 @@ impl ServiceNet {
     ///
     /// # Errors
     ///
-    /// [`GvaeError::Shape`] for tables of another shape than the net was trained on.
+    /// `GvaeError::Shape` for tables of another shape than the net was trained on.
     pub fn decode(&self, x: &Table, context: Option<&Table>, z: &[Vec<f32>]) -> Result<Vec<Vec<f32>>, GvaeError> {
         let context = context.filter(|context| context.cols() > 0);
         let (left, right) = (context.map_or(0, Table::cols), self.sizes.context);
