@@ -36,7 +36,7 @@ impl TrainingProbe {
     ///
     /// # Errors
     ///
-    /// [`GvaeError::TooFewRows`].
+    /// `GvaeError::TooFewRows`.
     pub fn train(&self, epochs: usize) -> Result<ServiceNet, GvaeError> {
         ServiceNet::train(&self.x, &self.y, &self.order, None, &CvaeOptions { epochs, ..self.options })
     }

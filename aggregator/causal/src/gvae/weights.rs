@@ -48,7 +48,7 @@ impl ServiceNet {
     ///
     /// # Errors
     ///
-    /// [`GvaeError::Stored`] for bytes that are damaged, of another version, or not a net.
+    /// `GvaeError::Stored` for bytes that are damaged, of another version, or not a net.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, GvaeError> {
         let (body, checksum) = bytes.split_last_chunk::<8>().ok_or(GvaeError::Stored("too short"))?;
         if xxh3_64(body).to_le_bytes() != *checksum {
