@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use sage_common::{Micros, OperationId, ServiceId, Side, Span, SpanId, Timestamp, TraceHash};
 use sage_node_agent::{
     core::telemetry::{Telemetry, TelemetryConfig},
-    parse::otlp_json,
+    parse::{ATTRIBUTES_MAX, Tally, otlp, otlp_json},
 };
 
 const T0: u64 = 1_700_000_000_000_000; // aligned to ten seconds
@@ -64,6 +64,30 @@ fn a_mebibyte_of_empty_json_objects_costs_no_memory() {
     }
     let grown = peak_kib() - before;
     assert!(grown < 2048, "{grown} KiB more for 3 MiB of requests");
+}
+
+/// `count` protobuf fields `tag` of length-delimited `inner`.
+fn wrapped(tag: u8, count: usize, inner: &[u8]) -> Vec<u8> {
+    let mut element = vec![tag << 3 | 2];
+    prost::encoding::encode_varint(inner.len() as u64, &mut element);
+    element.extend_from_slice(inner);
+    element.repeat(count)
+}
+
+#[test]
+fn four_mebibytes_of_empty_messages_cost_no_memory() {
+    const BOMB: usize = 4 << 20;
+    let _alone = alone();
+    let empty_spans = wrapped(1, 1, &wrapped(2, 1, &wrapped(2, BOMB / 2, &[])));
+    let empty_attributes = wrapped(1, 1, &wrapped(2, 1, &wrapped(2, 1, &wrapped(9, BOMB / 2, &[]))));
+    let empty_resources = wrapped(1, BOMB / 2, &[]);
+    let before = peak_kib();
+    let decode = |bytes: &[u8]| otlp::decode(bytes, drop).expect("well-formed");
+    assert_eq!(decode(&empty_spans).invalid_ids, BOMB as u64 / 2);
+    assert_eq!(decode(&empty_attributes).attributes_skipped, (BOMB / 2 - ATTRIBUTES_MAX) as u64);
+    assert_eq!(decode(&empty_resources), Tally::default());
+    let grown = peak_kib() - before;
+    assert!(grown < 4096, "{grown} KiB more for 12 MiB of requests");
 }
 
 #[test]

@@ -355,30 +355,6 @@ fn request_of(span: OtlpSpan) -> ExportTraceServiceRequest {
     ExportTraceServiceRequest { resource_spans: vec![ResourceSpans { scope_spans, ..ResourceSpans::default() }] }
 }
 
-/// Peak memory of this process in KiB. Tests run in processes of their own.
-#[expect(clippy::disallowed_methods, reason = "the test measures its own process")]
-fn peak_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").expect("procfs");
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("VmHWM");
-    line.split_whitespace().nth(1).expect("number").parse().expect("KiB")
-}
-
-const BOMB: usize = 4 << 20;
-
-#[test]
-fn four_mebibytes_of_empty_messages_cost_no_memory() {
-    let empty_spans = wrapped(1, 1, &wrapped(2, 1, &wrapped(2, BOMB / 2, &[])));
-    let empty_attributes = wrapped(1, 1, &wrapped(2, 1, &wrapped(2, 1, &wrapped(9, BOMB / 2, &[]))));
-    let empty_resources = wrapped(1, BOMB / 2, &[]);
-    let before = peak_kib();
-    let decode = |bytes: &[u8]| otlp::decode(bytes, drop).expect("well-formed");
-    assert_eq!(decode(&empty_spans).invalid_ids, BOMB as u64 / 2);
-    assert_eq!(decode(&empty_attributes).attributes_skipped, (BOMB / 2 - ATTRIBUTES_MAX) as u64);
-    assert_eq!(decode(&empty_resources), Tally::default());
-    let grown = peak_kib() - before;
-    assert!(grown < 4096, "{grown} KiB more for 12 MiB of requests");
-}
-
 #[test]
 fn a_million_attributes_and_a_huge_name_keep_the_span() {
     let attribute = KeyValue { key: "k".into(), value: None, ..KeyValue::default() };
