@@ -16,6 +16,12 @@ use crate::{
     replay::{input::Input, merge::Content},
 };
 
+/// Windows of a recording with traces.
+const FAST: Micros = Micros::from_secs(5);
+
+/// Windows of a recording with metrics alone.
+const SLOW: Micros = Micros::from_secs(300);
+
 /// Answer labelled incidents of a recording, and score the answers.
 ///
 /// DIR holds incidents.json, normal.json, and the recording: traces.jsonl and metrics.jsonl (plain, .gz or .zst), either of
@@ -44,7 +50,13 @@ impl EvalOptions {
                 recording.add(Input::open(&path).map_err(|error| CliError::Replay(error.into()))?, content);
             }
         }
-        let mut feed = self.recording.feed(Micros::from_secs(5), Vec::new())?;
+        // Without traces there is nothing faster than the metrics, which are a few minutes apart then.
+        let has_traces = folder.find("traces").is_some();
+        let window = if has_traces { FAST } else { SLOW };
+        let mut feed = self.recording.feed(window, Vec::new(), folder.find("graph.json").as_deref())?;
+        if has_traces {
+            feed.leave_latencies();
+        }
         feed.sample(self.sample);
         let evaluation = run::run(&folder, &mut recording, &mut feed, |prediction| {
             let first = prediction.ranking.first().map_or("-", String::as_str);

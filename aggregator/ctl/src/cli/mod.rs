@@ -6,8 +6,10 @@ pub mod answer;
 pub mod client;
 mod eval;
 pub mod explain;
+mod exported;
 pub mod lists;
 mod recording;
+mod replay;
 pub mod spec;
 pub mod table;
 pub mod words;
@@ -29,6 +31,7 @@ use self::{
     client::{Client, ClientError},
     eval::EvalOptions,
     explain::Story,
+    replay::ReplayOptions,
     spec::{Spec, SpecError},
 };
 use sage_aggregator::config::SloSettings;
@@ -94,6 +97,7 @@ enum Command {
         #[arg(value_name = "ACTION")]
         id: u64,
     },
+    Replay(ReplayOptions),
     Eval(EvalOptions),
     /// Print a completion script for a shell.
     Completion {
@@ -147,9 +151,15 @@ enum CliError {
     #[error("{0}{cause}", cause = cause(.0))]
     Folder(#[from] FolderError),
     #[error("cannot read {path}: {1}", path = .0.display())]
-    Map(PathBuf, #[source] io::Error),
+    File(PathBuf, #[source] io::Error),
+    #[error("{path} is no call graph: {1}", path = .0.display())]
+    Graph(PathBuf, String),
     #[error(transparent)]
     MapLine(#[from] MapError),
+    #[error("{0}")]
+    Objective(String),
+    #[error("{path} is no incident that sagectl incidents export wrote; recordings go with --traces and --metrics", path = .0.display())]
+    Exported(PathBuf),
 }
 
 /// The cause behind an error, for the end of its line.
@@ -192,6 +202,7 @@ impl Sagectl {
             Command::Approve { id } => {
                 session.order(&format!("/api/v1/actions/{id}/approve"), &format!("Action {id} is approved."))?;
             }
+            Command::Replay(options) => options.run(self.output)?,
             Command::Eval(options) => options.run()?,
             Command::Completion { shell } => {
                 clap_complete::generate(shell, &mut Self::command(), "sagectl", &mut io::stdout());

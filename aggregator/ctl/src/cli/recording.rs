@@ -1,7 +1,10 @@
 #![expect(clippy::disallowed_methods, reason = "a driver: a user's table of names is a file")]
 //! What every command on recordings takes, and what it tells of what it read.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use sage_common::{Micros, Slo};
@@ -11,6 +14,7 @@ use crate::{
     pipeline::FleetConfig,
     replay::{
         feed::Feed,
+        latency::CallGraph,
         merge::{ReadCounters, Recording},
         names::Names,
     },
@@ -33,6 +37,10 @@ pub(super) struct RecordingOptions {
     /// Names of your metrics before the built-in ones: `NAME METRIC [FACTOR]` a line.
     #[arg(long, value_name = "FILE")]
     map: Option<PathBuf>,
+    /// Who calls whom where no spans tell: `[{"client", "server"}]`. With latency percentiles among the metrics, services
+    /// without spans are diagnosed along it.
+    #[arg(long, value_name = "FILE", visible_alias = "edges")]
+    graph: Option<PathBuf>,
     /// Stop at the first damaged line.
     #[arg(long)]
     strict: bool,
@@ -50,10 +58,11 @@ impl RecordingOptions {
         self.verbose
     }
 
-    pub(super) fn feed(&self, window: Micros, slos: Vec<Slo>) -> Result<Feed, CliError> {
+    /// An empty fleet; `graph` stands in where none is given.
+    pub(super) fn feed(&self, window: Micros, slos: Vec<Slo>, graph: Option<&Path>) -> Result<Feed, CliError> {
         let names = match &self.map {
             Some(path) => {
-                Names::with_map(&fs::read_to_string(path).map_err(|source| CliError::Map(path.clone(), source))?)?
+                Names::with_map(&fs::read_to_string(path).map_err(|source| CliError::File(path.clone(), source))?)?
             }
             None => Names::default(),
         };
@@ -62,7 +71,12 @@ impl RecordingOptions {
             sample_traces: self.traces_kept,
             ..FleetConfig::new(self.window.unwrap_or(window), self.lateness)
         };
-        Ok(Feed::new(config, names))
+        let mut feed = Feed::new(config, names);
+        if let Some(path) = self.graph.as_deref().or(graph) {
+            let text = fs::read_to_string(path).map_err(|source| CliError::File(path.to_owned(), source))?;
+            feed.set_graph(CallGraph::parse(&text).map_err(|what| CliError::Graph(path.to_owned(), what))?);
+        }
+        Ok(feed)
     }
 }
 

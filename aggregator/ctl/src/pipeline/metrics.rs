@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 
 use sage_common::{
-    InstanceId, InstanceUsage, LatencySeries, Metric, MetricValue, ServiceId, Timestamp, UsageQuantiles,
+    InstanceId, InstanceUsage, LatencySeries, Metric, MetricValue, ServiceId, Skeleton, Timestamp, UsageQuantiles,
 };
 pub use sage_node_agent::core::usage::SAMPLES_MAX;
-use sage_node_agent::core::{telemetry::SERIES_MAX, usage::WindowUsage};
+use sage_node_agent::core::{
+    telemetry::{SERIES_MAX, SKELETONS_MAX},
+    usage::WindowUsage,
+};
 
 use super::Place;
 
@@ -27,7 +30,14 @@ pub(super) struct Metrics(BTreeMap<Timestamp, Window>);
 #[derive(Debug, Default)]
 struct Window {
     samples: BTreeMap<Place, BTreeMap<Metric, Vec<f32>>>,
-    latencies: Vec<LatencySeries>,
+    ready: Ready,
+}
+
+/// Latencies that somebody else has measured.
+#[derive(Debug, Default)]
+pub(super) struct Ready {
+    pub latencies: Vec<LatencySeries>,
+    pub skeletons: Vec<Skeleton>,
 }
 
 impl Metrics {
@@ -52,11 +62,15 @@ impl Metrics {
     }
 
     /// Keeps percentiles of the window that begins at `start`; `false` when there is no room or they are no percentiles.
-    pub fn push_latency(&mut self, start: Timestamp, series: LatencySeries) -> bool {
+    pub fn push_latency(&mut self, start: Timestamp, series: Vec<LatencySeries>, skeletons: Vec<Skeleton>) -> bool {
         let Some(window) = self.window(start) else { return false };
-        let is_fit = window.latencies.len() < SERIES_MAX && series.quantiles.is_valid();
+        let ready = &mut window.ready;
+        let is_fit = ready.latencies.len() + series.len() <= SERIES_MAX
+            && ready.skeletons.len() + skeletons.len() <= SKELETONS_MAX
+            && series.iter().all(|one| one.quantiles.is_valid());
         if is_fit {
-            window.latencies.push(series);
+            ready.latencies.extend(series);
+            ready.skeletons.extend(skeletons);
         }
         is_fit
     }
@@ -67,10 +81,10 @@ impl Metrics {
     }
 
     /// Adds the window that begins at `start` to what the agent measured itself, whose values win; gives its latencies.
-    pub fn take(&mut self, start: Timestamp, usage: &mut WindowUsage) -> Vec<LatencySeries> {
+    pub fn take(&mut self, start: Timestamp, usage: &mut WindowUsage) -> Ready {
         // Windows that nobody asked for are over.
         self.0 = self.0.split_off(&start);
-        let Some(window) = self.0.remove(&start) else { return Vec::new() };
+        let Some(window) = self.0.remove(&start) else { return Ready::default() };
         for (place, samples) in window.samples {
             let values = samples.into_iter().filter_map(|(metric, mut values)| {
                 UsageQuantiles::of_values(&mut values).map(|quantiles| MetricValue { metric, quantiles })
@@ -80,7 +94,7 @@ impl Metrics {
                 Place::Instance(service, instance) => add(&mut of(usage, service, instance).metrics, values),
             }
         }
-        window.latencies
+        window.ready
     }
 
     fn window(&mut self, start: Timestamp) -> Option<&mut Window> {

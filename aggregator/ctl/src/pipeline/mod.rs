@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 
 use sage_aggregator::core::{Proposal, State};
 use sage_causal::observation::Observation;
-use sage_common::{InstanceId, LatencySeries, Metric, Micros, NodeId, ServiceId, Slo, Span, Timestamp};
+use sage_common::{InstanceId, LatencySeries, Metric, Micros, NodeId, ServiceId, Skeleton, Slo, Span, Timestamp};
 use sage_node_agent::core::{
     telemetry::{TelemetryConfig, WINDOWS_OPEN_MAX},
     usage::Sweep,
@@ -186,15 +186,15 @@ impl Fleet {
         self.counters.dropped_metrics += u64::from(!taken);
     }
 
-    /// Hands over percentiles of a window that somebody else has measured, at `at`: latency where there are no spans.
-    /// A series of the same names from spans wins. Bounds as for [`metric`](Self::metric).
-    pub fn latency(&mut self, node: usize, at: Timestamp, series: LatencySeries) {
+    /// Hands over percentiles of a window that somebody else has measured, at `at`, and how requests call: latency where
+    /// there are no spans. Spans of the same service on the same node in the same window win. Bounds as for [`metric`](Self::metric).
+    pub fn latency(&mut self, node: usize, at: Timestamp, series: Vec<LatencySeries>, skeletons: Vec<Skeleton>) {
         let FleetConfig { window, lateness, .. } = self.config;
         let start = at.aligned(window);
         let is_open =
             start + window + lateness > self.now && start <= self.now + window.saturating_mul(AHEAD_MAX as u64);
         let taken = match self.nodes.get_mut(node) {
-            Some(node) if is_open => node.latency(start, series, self.now),
+            Some(node) if is_open => node.latency(start, series, skeletons, self.now),
             _ => false,
         };
         self.counters.metrics += u64::from(taken);

@@ -1,6 +1,10 @@
 //! One node: the agent's core, and what its driver does with a window that is due.
 
-use sage_common::{BootId, LatencySeries, Metric, Micros, NodeId, NodeWindow, Span, Timestamp, WindowKey};
+use std::collections::BTreeSet;
+
+use sage_common::{
+    BootId, LatencySeries, Metric, Micros, NodeId, NodeWindow, ServiceId, Skeleton, Span, Timestamp, WindowKey,
+};
 use sage_node_agent::{
     core::{
         telemetry::{Telemetry, TelemetryConfig, TelemetryCounters, WindowLatencies},
@@ -10,7 +14,10 @@ use sage_node_agent::{
 };
 use sage_protocol::EncodedWindow;
 
-use super::{Place, metrics::Metrics};
+use super::{
+    Place,
+    metrics::{Metrics, Ready},
+};
 
 /// Between two sweeps of an agent's counters.
 const SWEEP: Micros = Micros::from_secs(1);
@@ -83,9 +90,15 @@ impl Node {
         self.metrics.push(place, metric, start, value)
     }
 
-    pub fn latency(&mut self, start: Timestamp, series: LatencySeries, now: Timestamp) -> bool {
+    pub fn latency(
+        &mut self,
+        start: Timestamp,
+        series: Vec<LatencySeries>,
+        skeletons: Vec<Skeleton>,
+        now: Timestamp,
+    ) -> bool {
         self.telemetry(now);
-        self.metrics.push_latency(start, series)
+        self.metrics.push_latency(start, series, skeletons)
     }
 
     /// The oldest window that is due at `now`.
@@ -98,7 +111,7 @@ impl Node {
         let start = latencies.start;
         let mut usage = self.usage.take(start).unwrap_or_default();
         let ready = self.metrics.take(start, &mut usage);
-        add_missing(&mut latencies.latencies, ready);
+        add_missing(&mut latencies, ready);
         let is_silent = latencies.latencies.is_empty();
         let key = WindowKey { node: self.id.clone(), boot: BOOT, seq: self.seq };
         self.seq += 1;
@@ -130,15 +143,9 @@ impl Delivery {
     }
 }
 
-/// Adds the series of `ready` that the spans do not tell.
-fn add_missing(own: &mut Vec<LatencySeries>, ready: Vec<LatencySeries>) {
-    for series in ready {
-        let is_same = |other: &LatencySeries| {
-            (&other.service, &other.operation, other.kind, &other.peer)
-                == (&series.service, &series.operation, series.kind, &series.peer)
-        };
-        if !own.iter().any(is_same) {
-            own.push(series);
-        }
-    }
+/// Adds what `ready` says of services that no span tells of.
+fn add_missing(own: &mut WindowLatencies, ready: Ready) {
+    let told: BTreeSet<ServiceId> = own.latencies.iter().map(|series| series.service.clone()).collect();
+    own.latencies.extend(ready.latencies.into_iter().filter(|series| !told.contains(&series.service)));
+    own.skeletons.extend(ready.skeletons.into_iter().filter(|skeleton| !told.contains(&skeleton.service)));
 }

@@ -10,6 +10,7 @@ use sage_common::{InstanceId, Metric, Micros, NodeId, ServiceId, Slo, Span, Time
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
+    latency::{self, CallGraph, Summary},
     names::{Merge, Names, Rule, is_counter},
     points::{Kind, Point, Resource},
 };
@@ -33,6 +34,9 @@ const ENTRIES_MAX: usize = 8;
 
 /// Percentiles at which an entry's latency is kept while no objective is given.
 pub const PERCENTILES: [f64; 4] = [50.0, 75.0, 90.0, 95.0];
+
+/// The node of latencies that come without one.
+const METRICS_NODE: &str = "(recorded metrics)";
 
 /// A span and the machine it is of.
 #[derive(Clone, Debug)]
@@ -62,6 +66,9 @@ pub struct Feed {
     slos: Vec<Slo>,
     discovers: bool,
     share: f64,
+    graph: CallGraph,
+    takes_latencies: bool,
+    told: Option<Timestamp>, // when latencies without spans were last given
 }
 
 impl Feed {
@@ -79,12 +86,25 @@ impl Feed {
             discovers: slos.is_empty(),
             slos,
             share: 1.0,
+            graph: CallGraph::default(),
+            takes_latencies: true,
+            told: None,
         }
+    }
+
+    /// Who calls whom where no spans tell.
+    pub fn set_graph(&mut self, graph: CallGraph) {
+        self.graph = graph;
     }
 
     /// Takes only this share of all traces, as a sampler would: whole traces, by their hash.
     pub fn sample(&mut self, share: f64) {
         self.share = share.clamp(1e-6, 1.0);
+    }
+
+    /// Leaves recorded percentiles of latency aside: spans tell more, and windows of either kind do not compare.
+    pub fn leave_latencies(&mut self) {
+        self.takes_latencies = false;
     }
 
     /// Number of the node of a service: its host, else one of its own.
@@ -150,7 +170,17 @@ impl Feed {
     /// Hands over the points of one request: those of one place, metric and time become one sample.
     pub fn points(&mut self, points: Vec<(Resource, Point)>) {
         let mut merged: BTreeMap<(usize, Place, Metric, Timestamp), Merged> = BTreeMap::new();
+        let mut latencies: BTreeMap<Timestamp, BTreeMap<ServiceId, Summary>> = BTreeMap::new();
         for (whose, point) in points {
+            if let (Some(said), Some(service)) = (latency::said(&point), &whose.service) {
+                self.note_name(service);
+                if !self.takes_latencies {
+                    continue;
+                }
+                let of_service = latencies.entry(point.at).or_default().entry(ServiceId::sanitized(service));
+                of_service.or_default().add(said);
+                continue;
+            }
             let Some(rule) = self.names.find(&point) else { continue };
             let Some((node, place)) = self.place(&whose, &rule) else { continue };
             let Some((value, since)) = self.value(&whose, &point, &rule) else { continue };
@@ -159,6 +189,26 @@ impl Feed {
         }
         for ((node, place, metric, at), sample) in merged {
             self.spread(node, &place, metric, at, &sample);
+        }
+        for (at, services) in latencies {
+            self.tell(at, &services);
+        }
+    }
+
+    /// Hands recorded percentiles over for every window they tell of, on a node of their own: they know no machine.
+    fn tell(&mut self, at: Timestamp, services: &BTreeMap<ServiceId, Summary>) {
+        let since = self.told.replace(at).and_then(|before| at.since(before)).filter(|apart| *apart <= HOLD_MAX);
+        let Some(node) = self.node(METRICS_NODE, None) else { return };
+        let length = self.window.as_secs_f64();
+        let seconds = since.map_or(length, Micros::as_secs_f64).max(1e-3);
+        let mut told = latency::tell(services, &self.graph, seconds);
+        let part = (length / seconds).min(1.0) as f32;
+        told.series.iter_mut().for_each(|series| {
+            series.calls *= part;
+            series.errors *= part;
+        });
+        for time in self.times(at, since) {
+            self.fleet.latency(node, time, told.series.clone(), told.skeletons.clone());
         }
     }
 
@@ -214,8 +264,16 @@ impl Feed {
 
     /// Hands one sample over for every window it tells of.
     fn spread(&mut self, node: usize, place: &Place, metric: Metric, at: Timestamp, sample: &Merged) {
+        let told = sample.since.and_then(|since| at.since(since));
+        for time in self.times(at, told) {
+            self.fleet.metric(node, place, metric, time, sample.value());
+        }
+    }
+
+    /// A time in each window, open or to come, that something given at `at` tells of, which `told` of the time before.
+    fn times(&self, at: Timestamp, told: Option<Micros>) -> Vec<Timestamp> {
         let length = self.window.get();
-        let told = sample.since.map_or(Micros::ZERO, |since| at.since(since).unwrap_or_default());
+        let told = told.unwrap_or_default();
         let (back, ahead) = if told.get() <= length {
             (length / 2, 0)
         } else {
@@ -225,9 +283,7 @@ impl Feed {
         let end = (at.as_micros() + ahead).saturating_sub(length / 2);
         let begin = at.as_micros().saturating_sub(back).max(self.fleet.now().as_micros().saturating_sub(length));
         let steps = (0..AHEAD_MAX as u64).map(|step| end.saturating_sub(step * length));
-        for time in steps.take_while(|time| *time >= begin) {
-            self.fleet.metric(node, place, metric, Timestamp::from_micros(time), sample.value());
-        }
+        steps.take_while(|time| *time >= begin).map(Timestamp::from_micros).collect()
     }
 
     /// Gives objectives to entries that were seen for the first time, and their latency to the windows that show them.

@@ -2,8 +2,10 @@
 
 pub mod feed;
 pub mod input;
+pub mod latency;
 pub mod merge;
 pub mod names;
 pub mod points;
 pub mod study;
 pub mod time;
+pub mod watch;

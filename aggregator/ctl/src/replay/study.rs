@@ -98,6 +98,12 @@ pub fn answer(training: &[Observation], period: &[Observation], slos: &[Slo]) ->
     Ok(ask(&model, &worst, asked, training.len(), period))
 }
 
+/// `slos` with a target each, from `training`; those whose normal latency is not known there are left out.
+pub fn targets(training: &[Observation], slos: &[Slo]) -> Vec<Slo> {
+    let healthy = slos.iter().filter_map(|slo| entry(slo, training, training));
+    healthy.map(|entry| Slo { target: entry.target(), ..entry.slo }).collect()
+}
+
 fn ask(model: &Model, entry: &Entry, slo: Slo, training: usize, period: &[Observation]) -> Answer {
     let verdict = model.diagnose(period, &slo);
     let is_named = verdict.kind != VerdictKind::Unknown;
