@@ -343,7 +343,7 @@ impl Default for Settings {
 
 impl Default for WindowSettings {
     fn default() -> Self {
-        Self { length_ms: 10_000, lateness_ms: 1_000 }
+        Self { length_ms: 10_000, lateness_ms: 6_000 }
     }
 }
 

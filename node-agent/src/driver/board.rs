@@ -92,6 +92,8 @@ pub struct SamplingView {
 pub struct UplinkView {
     /// The leader's name, while connected.
     pub leader: Option<String>,
+    /// Highest term that a leader has shown.
+    pub term: Term,
     /// Windows of this life.
     pub windows: WindowCounts,
     /// Windows that aggregators refused for good.
@@ -142,9 +144,9 @@ impl Board {
         &self.intake
     }
 
-    /// Spans dropped so far, wherever.
-    pub fn dropped(totals: &IntakeTotals, counters: &TelemetryCounters) -> u64 {
-        totals.dropped_spans + counters.late + counters.refused_services
+    /// Spans dropped so far because a bound was reached.
+    pub fn shed(totals: &IntakeTotals, counters: &TelemetryCounters) -> u64 {
+        totals.dropped_spans + counters.refused_services
     }
 
     /// Whether every thread has moved lately.
@@ -174,14 +176,15 @@ impl Board {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: now.saturating_sub(self.started).get() / 1_000_000,
             leader: uplink.leader.clone(),
-            term: actuation.term.0,
+            // The actuator learns of a term with its first command, the link with its welcome.
+            term: actuation.term.max(uplink.term).0,
             connected: uplink.leader.is_some(),
             windows: uplink.windows,
             intake: IntakeReport {
                 spans: pipeline.counters.spans,
                 spans_per_s: trends.spans_per_s,
                 rejected_requests: totals.rejected_requests,
-                dropped_spans: Self::dropped(&totals, &pipeline.counters),
+                dropped_spans: Self::shed(&totals, &pipeline.counters) + pipeline.counters.late,
                 unpaired_ratio: ratio(window.unpaired_spans, window.spans),
             },
             services: services(&views),
@@ -245,8 +248,15 @@ fn problems(views: &Views, trends: &Trends) -> (Vec<String>, bool) {
     if uplink.spool.shed > 0 {
         found.push(format!("{} windows were shed because the spool is full: raise spool.bytes_max", uplink.spool.shed));
     }
-    if trends.dropped > 0 {
-        found.push(format!("{} spans were dropped within the last minute", trends.dropped));
+    if trends.late > 0 {
+        found.push(format!(
+            "{} spans came after their window had closed, within the last minute: set window.lateness_ms above the batch \
+             delay of your exporters (OpenTelemetry's default is 5 s)",
+            trends.late
+        ));
+    }
+    if trends.shed > 0 {
+        found.push(format!("{} spans were dropped for lack of room within the last minute", trends.shed));
     }
     if trends.drifts > 0 {
         found.push(format!("somebody else changed {} knobs that were held, within the last minute", trends.drifts));
@@ -269,6 +279,7 @@ fn problems(views: &Views, trends: &Trends) -> (Vec<String>, bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::driver::recent::Totals;
 
     fn board() -> Board {
         let node = "node-a".parse().expect("valid");
@@ -293,6 +304,26 @@ mod tests {
         let report = board.report(Micros::from_secs(101));
         assert_eq!(report.state, State::Healthy);
         assert!(report.frozen && report.problems[0].contains("thaw"));
+    }
+
+    #[test]
+    fn the_term_of_the_leader_shows_before_its_first_command() {
+        let board = board();
+        board.views().uplink.term = Term(3);
+        assert_eq!(board.report(Micros::from_secs(101)).term, 3);
+        board.views().actuation.term = Term(4);
+        assert_eq!(board.report(Micros::from_secs(101)).term, 4);
+    }
+
+    #[test]
+    fn late_spans_name_the_setting_that_helps() {
+        let board = board();
+        let mut views = board.views();
+        views.recent.push(Micros::from_secs(1), Totals::default());
+        views.recent.push(Micros::from_secs(2), Totals { late: 7, ..Totals::default() });
+        drop(views);
+        let problems = board.report(Micros::from_secs(101)).problems;
+        assert!(problems.iter().any(|problem| problem.contains("7 spans") && problem.contains("window.lateness_ms")));
     }
 
     #[test]

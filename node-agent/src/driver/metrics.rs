@@ -43,7 +43,7 @@ fn from_report(registry: &mut Registry, board: &Board, now: Micros) {
     gauge(registry, "connected", "Whether a leader has welcomed this agent", f64::from(u8::from(report.connected)));
     gauge(registry, "healthy", "Whether status is healthy", f64::from(u8::from(report.state == State::Healthy)));
     gauge(registry, "frozen", "Whether the brake is on", f64::from(u8::from(report.frozen)));
-    gauge(registry, "term", "Highest term obeyed", report.term as f64);
+    gauge(registry, "term", "Highest term known", report.term as f64);
     gauge(registry, "leases", "Settings in force", report.leases.len() as f64);
     gauge(registry, "cpu_cores", "Cores used by this process", report.own.cpu_cores);
     gauge(registry, "resident_memory_bytes", "Memory of this process", report.own.memory_bytes as f64);

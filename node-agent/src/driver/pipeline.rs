@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     core::{
-        telemetry::{Telemetry, TelemetryConfig, WINDOWS_OPEN_MAX, WindowLatencies},
+        telemetry::{Telemetry, TelemetryConfig, TelemetryCounters, WINDOWS_OPEN_MAX, WindowLatencies},
         usage::{Hint, Sweep, UsageWindows, WindowUsage},
     },
     intake::SpanBatch,
@@ -123,9 +123,10 @@ impl Pipeline {
         // A sampler that is busy learns it a second later.
         let _ = self.sampler.try_send(SamplerInput::Hints(hints));
         let own = SelfUse::read().unwrap_or_default();
-        let dropped = Board::dropped(&self.board.intake().totals(), &counters);
+        let shed = Board::shed(&self.board.intake().totals(), &counters);
         let mut views = self.board.views();
-        let totals = Totals { spans: counters.spans, dropped, cpu_s: own.cpu_s, drifts: views.actuation.drifts };
+        let TelemetryCounters { spans, late, .. } = counters;
+        let totals = Totals { spans, late, shed, cpu_s: own.cpu_s, drifts: views.actuation.drifts };
         views.recent.push(now, totals);
         views.memory_bytes = own.memory_bytes;
         views.pipeline.services = services;

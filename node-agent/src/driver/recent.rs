@@ -14,8 +14,10 @@ const RATE: Micros = Micros::from_secs(10);
 pub struct Totals {
     /// Spans counted.
     pub spans: u64,
-    /// Spans dropped.
-    pub dropped: u64,
+    /// Spans that came after their window had closed.
+    pub late: u64,
+    /// Spans dropped for lack of room.
+    pub shed: u64,
     /// Processor time of this process, seconds.
     pub cpu_s: f64,
     /// Knobs that somebody else changed.
@@ -33,8 +35,10 @@ pub struct Trends {
     pub spans_per_s: f64,
     /// Cores used by this process.
     pub cpu_cores: f64,
-    /// Spans dropped within the minute.
-    pub dropped: u64,
+    /// Spans that came too late within the minute.
+    pub late: u64,
+    /// Spans dropped for lack of room within the minute.
+    pub shed: u64,
     /// Drifts within the minute.
     pub drifts: u64,
 }
@@ -61,7 +65,8 @@ impl Recent {
         Trends {
             spans_per_s: per_s(new.spans.saturating_sub(old.spans) as f64),
             cpu_cores: per_s((new.cpu_s - old.cpu_s).max(0.0)),
-            dropped: new.dropped.saturating_sub(oldest.dropped),
+            late: new.late.saturating_sub(oldest.late),
+            shed: new.shed.saturating_sub(oldest.shed),
             drifts: new.drifts.saturating_sub(oldest.drifts),
         }
     }
@@ -75,16 +80,16 @@ mod tests {
     fn rates_look_ten_seconds_back_and_drops_a_minute() {
         let mut recent = Recent::default();
         for second in 0..100_u64 {
-            let totals = Totals { spans: second * second, dropped: u64::from(second >= 50), ..Totals::default() };
+            let totals = Totals { spans: second * second, shed: u64::from(second >= 50), ..Totals::default() };
             recent.push(Micros::from_secs(second), totals);
         }
         let trends = recent.trends();
         assert_eq!(trends.spans_per_s, (99.0 * 99.0 - 89.0 * 89.0) / 10.0);
-        assert_eq!(trends.dropped, 1);
+        assert_eq!(trends.shed, 1);
         for second in 100..200 {
-            recent.push(Micros::from_secs(second), Totals { dropped: 1, ..Totals::default() });
+            recent.push(Micros::from_secs(second), Totals { shed: 1, ..Totals::default() });
         }
-        assert_eq!(recent.trends().dropped, 0);
+        assert_eq!(recent.trends().shed, 0);
     }
 
     #[test]

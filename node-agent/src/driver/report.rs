@@ -17,7 +17,7 @@ pub struct StatusReport {
     pub uptime_s: u64,
     /// The leading aggregator, while connected.
     pub leader: Option<String>,
-    /// Highest term obeyed.
+    /// Highest term known.
     pub term: u64,
     /// Whether a leader has welcomed us.
     pub connected: bool,

@@ -140,12 +140,19 @@ impl Uplink {
             AgentLinkEvent::Connected { address, leader, term, acknowledged_below, windows } => {
                 tracing::info!(%address, %leader, %term, "connected");
                 self.connection = Some(Connection { windows, cursor: None });
-                self.board.views().uplink.leader = Some(leader);
+                let mut views = self.board.views();
+                views.uplink.leader = Some(leader);
+                views.uplink.term = views.uplink.term.max(term);
+                drop(views);
                 self.forget(|spool, boot| spool.forget_below(boot, acknowledged_below));
             }
             AgentLinkEvent::Disconnected(reason) => self.disconnected(chain(&reason)),
             // The actuator makes a term durable with the first command of it.
-            AgentLinkEvent::Term(term) => tracing::debug!(%term, "a higher term"),
+            AgentLinkEvent::Term(term) => {
+                tracing::debug!(%term, "a higher term");
+                let mut views = self.board.views();
+                views.uplink.term = views.uplink.term.max(term);
+            }
             AgentLinkEvent::Acknowledged { boot, sequences } => self.forget(|spool, _| spool.forget(boot, &sequences)),
             AgentLinkEvent::Rejected { boot, sequence, reason } => {
                 tracing::error!(sequence, reason, "an aggregator will never take this window");
