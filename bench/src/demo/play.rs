@@ -16,7 +16,7 @@ use super::{
     fault::Fault,
     record::{ActionRecord, Around, FaultRecord, Point, VerdictRecord},
     screen::Screen,
-    stage::{LoadLine, Stage},
+    stage::{ClientLatency, Stage},
 };
 
 /// How often the aggregator is asked.
@@ -53,7 +53,6 @@ pub struct Play {
     pub timeline: Vec<Point>,
     /// Latency as clients see it.
     pub clients: Vec<Point>,
-    load_began: f64,
     is_up: bool,
 }
 
@@ -71,7 +70,6 @@ impl Play {
             slo: None,
             timeline: Vec::new(),
             clients: Vec::new(),
-            load_began: 0.0,
             is_up: false,
         })
     }
@@ -96,11 +94,11 @@ impl Play {
             bail!("stopped before the end");
         }
         self.stage.check()?;
-        while let Ok(LoadLine { t, p99 }) = self.stage.load.try_recv() {
-            if self.clients.is_empty() {
-                self.load_began = self.at() - t;
+        while let Ok(ClientLatency { at, p99_ms }) = self.stage.load.try_recv() {
+            // The load is older than the play.
+            if let Some(at) = at.checked_duration_since(self.began) {
+                self.clients.push(Point { at: at.as_secs_f64(), latency_ms: p99_ms, calls: 0.0 });
             }
-            self.clients.push(Point { at: self.load_began + t, latency_ms: p99, calls: 0.0 });
         }
         let windows: Vec<Window> = match self.stage.api.get("/api/v1/windows?last=8") {
             Ok(windows) => windows,

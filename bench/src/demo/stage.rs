@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
     sync::mpsc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -31,13 +31,19 @@ const WARM_UP: Duration = Duration::from_secs(8);
 /// Extra time of the slow code path, in multiples of the objective's target.
 const SLOW_TARGETS: f64 = 1.5;
 
-/// A line of the load generator: latency as a client sees it.
-#[derive(Clone, Copy, Debug, Deserialize)]
-pub struct LoadLine {
-    /// Seconds since the load started, end of the line's window.
-    pub t: f64,
+/// A line of the load generator.
+#[derive(Debug, Deserialize)]
+struct LoadLine {
+    p99: f64,
+}
+
+/// Latency as clients see it.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientLatency {
+    /// End of the window of arrivals.
+    pub at: Instant,
     /// 99th percentile, milliseconds.
-    pub p99: f64,
+    pub p99_ms: f64,
 }
 
 /// Everything that runs. Fields are dropped in order: processes, then cgroups, then the network.
@@ -49,8 +55,8 @@ pub struct Stage {
     tier_pids: BTreeMap<String, u32>,
     cgroups: Option<Cgroups>,
     network: Network,
-    /// Lines of the load generator.
-    pub load: mpsc::Receiver<LoadLine>,
+    /// What the load generator says, a window at a time.
+    pub load: mpsc::Receiver<ClientLatency>,
     /// Where everything is.
     pub layout: Layout,
     /// The aggregator.
@@ -173,8 +179,8 @@ impl Stage {
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
                 // The summary and anything else that is not a window is for people.
-                if let Ok(line) = serde_json::from_str::<LoadLine>(&line)
-                    && sender.send(line).is_err()
+                if let Ok(LoadLine { p99 }) = serde_json::from_str(&line)
+                    && sender.send(ClientLatency { at: Instant::now(), p99_ms: p99 }).is_err()
                 {
                     return;
                 }

@@ -6,8 +6,13 @@ const WIDTH: f64 = 1080.0;
 const HEIGHT: f64 = 380.0;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 16.0;
-const TOP: f64 = 34.0;
+const TOP: f64 = 48.0;
 const BOTTOM: f64 = 40.0;
+/// Width and height of a letter of a caption, about.
+const CAPTION_LETTER: f64 = 7.6;
+const CAPTION_HEIGHT: f64 = 15.0;
+/// Rows of captions above the chart.
+const CAPTION_ROWS: usize = 2;
 
 /// A chart being drawn. Times in seconds, latencies in milliseconds.
 pub struct Chart {
@@ -15,14 +20,18 @@ pub struct Chart {
     until: f64,
     low: f64,
     high: f64,
+    /// Where the last caption of each row ends, the lowest row first.
+    captions_end: [f64; CAPTION_ROWS],
 }
 
 impl Chart {
     /// An empty chart from 0 to `until` seconds and for latencies from `low` to `high`.
     pub fn new(until: f64, low: f64, high: f64, title: &str) -> Self {
         let low = low.max(0.1);
-        let mut chart = Self { svg: String::new(), until: until.max(1.0), low, high: high.max(low * 2.0) };
-        chart.push(&format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">", escape(title)));
+        let captions_end = [0.0; CAPTION_ROWS];
+        let mut chart =
+            Self { svg: String::new(), until: until.max(1.0), low, high: high.max(low * 2.0), captions_end };
+        chart.push(&format!("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">", escape(title)));
         chart.axes();
         chart
     }
@@ -70,18 +79,21 @@ impl Chart {
         }
     }
 
-    /// A shaded span with a caption at its top.
+    /// A shaded span with a caption above it, in the row of captions that leaves it room.
     pub fn span(&mut self, from: f64, to: f64, class: &str, caption: &str) {
         let (x0, x1) = (self.x(from), self.x(to));
+        let width = CAPTION_LETTER * caption.chars().count() as f64;
+        let left = (x0 + 3.0).min(WIDTH - RIGHT - width).max(0.0);
+        let row = self.captions_end.iter().position(|end| *end < left).unwrap_or(0);
+        self.captions_end[row] = left + width + CAPTION_LETTER;
         self.push(&format!(
             "<rect class=\"{class}\" x=\"{x0:.1}\" y=\"{TOP}\" width=\"{:.1}\" height=\"{}\"/>",
             x1 - x0,
             HEIGHT - TOP - BOTTOM
         ));
         self.push(&format!(
-            "<text class=\"caption\" x=\"{:.1}\" y=\"{}\">{}</text>",
-            x0 + 3.0,
-            TOP - 8.0,
+            "<text class=\"caption\" x=\"{left:.1}\" y=\"{}\">{}</text>",
+            TOP - 8.0 - CAPTION_HEIGHT * row as f64,
             escape(caption)
         ));
     }
@@ -138,6 +150,17 @@ mod tests {
         assert!(chart.y(100.0) < chart.y(10.0));
         assert!(chart.x(50.0) > chart.x(10.0));
         assert!((chart.y(1.0) - (HEIGHT - BOTTOM)).abs() < 1e-9 && (chart.y(1000.0) - TOP).abs() < 1e-9);
+    }
+
+    #[test]
+    fn captions_of_neighbours_stand_in_different_rows_and_inside_the_picture() {
+        let mut chart = Chart::new(100.0, 1.0, 1000.0, "t");
+        chart.span(50.0, 60.0, "fault", "network:home-timeline-service");
+        let first = chart.captions_end[0];
+        chart.span(62.0, 70.0, "fault", "cpu:post-storage-service");
+        assert!(chart.captions_end[0] == first && chart.captions_end[1] > 0.0);
+        chart.span(98.0, 100.0, "fault", "slow:post-storage-service");
+        assert!(chart.captions_end.iter().all(|end| *end <= WIDTH));
     }
 
     #[test]

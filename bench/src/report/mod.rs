@@ -1,4 +1,4 @@
-//! Reports: one JSON file and one page that needs nothing but a browser.
+//! Reports: one JSON file, one page that needs nothing but a browser, and its picture alone.
 #![allow(clippy::disallowed_methods, reason = "reports are files")]
 
 mod chart;
@@ -12,10 +12,11 @@ use anyhow::{Context, Result};
 
 use crate::demo::record::{Point, Report};
 
-/// Writes `report.json` and `report.html` into `out`. `clients` is the latency that the load generator saw.
+/// Writes `report.json`, `report.html` and `report.svg` into `out`. `clients` is the latency that the load generator saw.
 pub fn write(out: &Path, report: &Report, clients: &[Point]) -> Result<()> {
     let json = serde_json::to_string_pretty(report).context("a report is plain data")?;
-    for (name, text) in [("report.json", json), ("report.html", page::render(report, clients))] {
+    let (page, picture) = (page::render(report, clients), page::picture(report, clients));
+    for (name, text) in [("report.json", json), ("report.html", page), ("report.svg", picture)] {
         let path = out.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }

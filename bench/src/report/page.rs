@@ -3,17 +3,26 @@
 use super::chart::{Chart, escape};
 use crate::demo::record::{FaultRecord, Point, Report};
 
-const STYLE: &str = "
+/// Colours, for light and dark screens.
+const COLOURS: &str = "
 :root { color-scheme: light dark; --ink: #1c2330; --soft: #6b7686; --line: #dfe4ea; --bg: #ffffff; --card: #f6f8fa; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #97a3b4; --line: #2c3440; --bg: #12161c; --card: #1a2028; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--bg); max-width: 1120px; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } .lead { color: var(--soft); margin-top: 0; }
-svg { width: 100%; height: auto; background: var(--card); border-radius: 8px; }
+";
+
+/// What the chart needs, on the page or alone.
+const CHART_STYLE: &str = "
+svg { background: var(--card); border-radius: 8px; font: 15px/1.5 system-ui, sans-serif; }
 .grid { stroke: var(--line); } .tick { fill: var(--soft); font-size: 11px; } .caption { fill: var(--ink); font-size: 12px; font-weight: 600; }
 .fault { fill: #d9822b; opacity: .13; } .target { stroke: #c0392b; stroke-width: 1.5; stroke-dasharray: 6 4; }
 .sage { fill: none; stroke: #2563a8; stroke-width: 2; } .client { fill: none; stroke: #8a94a3; stroke-width: 1; opacity: .8; }
-.violation { stroke: #c0392b; stroke-width: 2; } .verdict { stroke: #8e44ad; stroke-width: 2; }
+.violation { stroke: #c0392b; stroke-width: 2; } .verdict { stroke: #8e44ad; stroke-width: 7; opacity: .45; }
 .applied { stroke: #1e8449; stroke-width: 2; } .reverted { stroke: #1e8449; stroke-width: 2; stroke-dasharray: 3 3; }
+";
+
+const STYLE: &str = "
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--bg); max-width: 1120px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: .2rem; } .lead { color: var(--soft); margin-top: 0; }
+svg { width: 100%; height: auto; }
 .key { display: flex; flex-wrap: wrap; gap: 1.2rem; color: var(--soft); font-size: 13px; margin: .6rem 0 1.6rem; } .key i { display: inline-block; width: 18px; height: 0; border-top: 3px solid; margin-right: .4rem; vertical-align: middle; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; } th, td { text-align: left; padding: .45rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; } th { color: var(--soft); font-weight: 600; }
 .scroll { overflow-x: auto; } .good { color: #1e8449; font-weight: 600; } .bad { color: #c0392b; font-weight: 600; }
@@ -38,13 +47,20 @@ pub fn render(report: &Report, clients: &[Point]) -> String {
     let rows: String = report.faults.iter().map(row).collect();
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
-         <title>{title}</title><style>{STYLE}</style></head><body>\n<h1>{title}</h1><p class=\"lead\">{lead}</p>\n{}\n{}\n\
+         <title>{title}</title><style>{COLOURS}{CHART_STYLE}{STYLE}</style></head><body>\n<h1>{title}</h1><p class=\"lead\">{lead}</p>\n{}\n{}\n\
          <div class=\"scroll\"><table><thead><tr><th>fault</th><th>violation</th><th>verdict</th><th>action</th><th>recovery</th><th>p{} before, worst, after</th><th></th></tr></thead>\
          <tbody>{rows}</tbody></table></div>\n</body></html>\n",
         chart(report, clients),
         key(),
         report.slo.percentile,
     )
+}
+
+/// The chart alone, as a file of its own.
+pub fn picture(report: &Report, clients: &[Point]) -> String {
+    let svg = chart(report, clients);
+    let (head, body) = svg.split_once('\n').unwrap_or((&svg, ""));
+    format!("{head}\n<style>{COLOURS}{CHART_STYLE}</style>\n{body}")
 }
 
 fn chart(report: &Report, clients: &[Point]) -> String {
