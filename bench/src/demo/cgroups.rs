@@ -20,8 +20,9 @@ const V1: [&str; 6] = ["cpu", "cpuacct", "cpuset", "memory", "blkio", "freezer"]
 const V2: &str = "+cpu +cpuset +memory +io";
 /// Name of a node's best-effort cgroup.
 pub const BATCH: &str = "batch";
-/// The CFS period of a node, microseconds: shorter than the default of 100 ms, so that a busy node stutters finely.
-const PERIOD_US: f64 = 20_000.0;
+/// The CFS period of a node and of its best-effort cgroup, microseconds: shorter than the default of 100 ms, so that a busy
+/// node stutters finely, and long enough for a hog to keep its neighbours waiting for more than the target.
+const PERIOD_US: f64 = 40_000.0;
 /// How long to wait for killed processes to leave a cgroup before giving up on removing it.
 const EMPTY_TRIES: u32 = 50;
 
@@ -55,11 +56,13 @@ impl Cgroups {
     fn make_node(&mut self, node: &Node) -> Result<()> {
         let path = self.node(&node.name);
         self.make(&path)?;
-        self.set_quota(&path, node.cores)?;
+        self.set_quota(&path, Some(node.cores))?;
         for tier in &node.tiers {
             self.make(&self.tier(&node.name, &tier.service))?;
         }
-        self.make(&self.batch(&node.name))
+        let batch = self.batch(&node.name);
+        self.make(&batch)?;
+        self.set_quota(&batch, None)
     }
 
     /// Path of a node's cgroup below the hierarchy's root.
@@ -99,16 +102,17 @@ impl Cgroups {
         Ok(())
     }
 
-    fn set_quota(&self, path: &str, cores: f64) -> Result<()> {
-        let quota = (cores * PERIOD_US).round();
+    /// Limits a cgroup to `cores`, `None` for no limit, counted over the demo's period.
+    fn set_quota(&self, path: &str, cores: Option<f64>) -> Result<()> {
+        let quota = cores.map(|cores| (cores * PERIOD_US).round().to_string());
         let v2 = Path::new(ROOT).join(path).join("cpu.max");
         let v1 = Path::new(ROOT).join("cpu").join(path);
         let settings = if v2.exists() {
-            vec![(v2, format!("{quota} {PERIOD_US}"))]
+            vec![(v2, format!("{} {PERIOD_US}", quota.as_deref().unwrap_or("max")))]
         } else {
             vec![
                 (v1.join("cpu.cfs_period_us"), PERIOD_US.to_string()),
-                (v1.join("cpu.cfs_quota_us"), quota.to_string()),
+                (v1.join("cpu.cfs_quota_us"), quota.unwrap_or_else(|| "-1".to_owned())),
             ]
         };
         settings.into_iter().try_for_each(|(file, text)| {
