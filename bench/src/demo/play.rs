@@ -216,7 +216,7 @@ impl Play {
             let done = if acts {
                 record.recovered_at.is_some()
             } else {
-                record.verdict.is_some() && (!fault.kind.is_of_resource() || self.only_recommends(record))
+                record.verdict.is_some() && !(fault.kind.is_of_resource() && self.stage.can_repair())
             };
             done_at = if done { done_at.or(Some(now)) } else { None };
             if done_at.is_some_and(|at| now - at > WATCH_WINDOWS * self.window_s) {
@@ -231,10 +231,6 @@ impl Play {
                 return Ok(());
             }
         }
-    }
-
-    fn only_recommends(&self, record: &FaultRecord) -> bool {
-        record.action.as_ref().is_some_and(|action| action.state == "recommended")
     }
 
     /// Waits until the target has been met for a while and no incident is open.

@@ -190,6 +190,11 @@ impl Stage {
         Ok(())
     }
 
+    /// Whether there are cgroups that Sage may change.
+    pub fn can_repair(&self) -> bool {
+        self.cgroups.is_some()
+    }
+
     fn start(&mut self, name: &str, program: &str, args: &[&str], place: &Place) -> Result<u32> {
         let process = self.spawn(name, program, args, place, false)?;
         let pid = process.pid();
