@@ -161,7 +161,7 @@ impl Default for TlsSettings {
 
 impl Default for WindowSettings {
     fn default() -> Self {
-        Self { length_ms: 10_000, lateness_ms: 2_000 }
+        Self { length_ms: 10_000, lateness_ms: 8_000 }
     }
 }
 
