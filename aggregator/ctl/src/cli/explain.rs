@@ -1,6 +1,6 @@
 //! `sagectl explain`: one incident told as a chain of reasoning, for someone who has not read the code.
 
-use sage_causal::verdict::{Culprit, Verdict, VerdictKind};
+use sage_causal::verdict::{Culprit, Resource, Verdict, VerdictKind};
 
 use super::{
     answer::{Action, DatedVerdict, Incident, Objective},
@@ -142,6 +142,8 @@ impl Story<'_> {
         let mut out: String = self.actions.iter().map(|action| wrapped(&done(action), 2)).collect();
         if out.is_empty() {
             out = wrapped("Nothing was changed on any node.", 2);
+            let culprits = self.incident.verdicts.last().map(|last| last.verdict.culprits.as_slice());
+            out += &culprits.unwrap_or_default().iter().map(|culprit| wrapped(&advice(culprit), 2)).collect::<String>();
         }
         if let Some(waiting) = &self.incident.waiting {
             out += &wrapped(&format!("At present nothing is done: {waiting}."), 2);
@@ -175,6 +177,23 @@ impl Story<'_> {
             ]);
         }
         table.render()
+    }
+}
+
+/// What a person can do where Sage did nothing.
+fn advice(culprit: &Culprit) -> String {
+    let service = &culprit.service;
+    match culprit.resource {
+        Resource::Cpu => {
+            format!("What would help: more processor time for {service}, or less for what runs beside it.")
+        }
+        Resource::Memory => format!("What would help: more memory for {service}, or less for what runs beside it."),
+        Resource::Disk => format!("What would help: fewer reads and writes by what shares the disk of {service}."),
+        Resource::Network => format!("What would help: fewer bytes by what shares the link of {service}'s node."),
+        Resource::Software => format!(
+            "What would help: whoever owns {service} looks at its latest change, its locks and its pools; no setting of a \
+             machine repairs it."
+        ),
     }
 }
 
