@@ -182,6 +182,8 @@ pub(super) struct RawSpan<'a> {
     pub parent: Option<u64>,
     pub name: Cow<'a, str>,
     pub side: Side,
+    /// Whether `side` was said, which only recordings ask.
+    pub has_kind: bool,
     pub start: Timestamp,
     pub end: Timestamp,
     pub tracestate: Cow<'a, str>,
@@ -197,6 +199,7 @@ impl Default for RawSpan<'_> {
             parent: Some(0),
             name: Cow::Borrowed(""),
             side: Side::Internal,
+            has_kind: false,
             start: Timestamp::default(),
             end: Timestamp::default(),
             tracestate: Cow::Borrowed(""),

@@ -102,7 +102,10 @@ fn span<V: Visitor>(mut reader: Reader<'_>, resource: &ResourceFields<'_>, visit
             3 => span.tracestate = Cow::Borrowed(reader.text_of(field)?),
             4 => span.parent = parent(reader.bytes_of(field)?),
             5 => span.name = Cow::Borrowed(reader.text_of(field)?),
-            6 => span.side = side(reader.varint_of(field)? as i32),
+            6 => {
+                let kind = reader.varint_of(field)? as i32;
+                (span.side, span.has_kind) = (side(kind), kind != 0);
+            }
             7 => span.start = micros(reader.fixed64_of(field)?),
             8 => span.end = micros(reader.fixed64_of(field)?),
             9 => {

@@ -22,6 +22,8 @@ pub struct Origin<'a> {
     pub service: &'a str,
     /// `host.name`, else `k8s.node.name`.
     pub host: Option<&'a str>,
+    /// Whether the span says its kind; one that does not comes as internal.
+    pub has_kind: bool,
 }
 
 /// Hands every span of an `ExportTraceServiceRequest` in JSON to `sink`.
@@ -68,7 +70,11 @@ impl<B: FnMut(Span), F: FnMut(&Origin<'_>, Span)> Visitor for Recorded<B, F> {
 
     fn span(&mut self, resource: &ResourceFields<'_>, raw: &RawSpan<'_>) {
         if let Some(span) = self.builder.make(resource, raw) {
-            let origin = Origin { service: resource.service.as_deref().unwrap_or_default(), host: resource.host.get() };
+            let origin = Origin {
+                service: resource.service.as_deref().unwrap_or_default(),
+                host: resource.host.get(),
+                has_kind: raw.has_kind,
+            };
             (self.sink)(&origin, span);
         }
     }
@@ -132,7 +138,10 @@ fn span(cursor: &mut Cursor<'_>, resource: &ResourceFields<'_>, visitor: &mut im
                 raw.parent = if text.is_empty() { Some(0) } else { hex(&text).map(u64::from_be_bytes) };
             }
             "name" => raw.name = cursor.scalar()?,
-            "kind" => raw.side = otlp::side(code(&cursor.scalar()?, &KINDS)),
+            "kind" => {
+                let kind = code(&cursor.scalar()?, &KINDS);
+                (raw.side, raw.has_kind) = (otlp::side(kind), kind != 0);
+            }
             "startTimeUnixNano" | "start_time_unix_nano" => raw.start = time(cursor)?,
             "endTimeUnixNano" | "end_time_unix_nano" => raw.end = time(cursor)?,
             "traceState" | "trace_state" => raw.tracestate = cursor.scalar()?,

@@ -4,23 +4,13 @@
 use std::{fs, path::PathBuf};
 
 use clap::Args;
-use sage_common::Micros;
 use serde_json::json;
 
-use super::{
-    CliError, put,
-    recording::{RecordingOptions, told},
-};
+use super::{CliError, put, recording::RecordingOptions, told::Told};
 use crate::{
     eval::{folder::Folder, run},
-    replay::{input::Input, merge::Content},
+    replay::merge::Content,
 };
-
-/// Windows of a recording with traces.
-const FAST: Micros = Micros::from_secs(5);
-
-/// Windows of a recording with metrics alone.
-const SLOW: Micros = Micros::from_secs(300);
 
 /// Answer labelled incidents of a recording, and score the answers.
 ///
@@ -47,18 +37,12 @@ impl EvalOptions {
         let mut recording = self.recording.recording();
         for (stem, content) in [("traces", Content::Traces), ("metrics", Content::Metrics)] {
             if let Some(path) = folder.find(stem) {
-                recording.add(Input::open(&path).map_err(|error| CliError::Replay(error.into()))?, content);
+                recording.open(&path, content)?;
             }
         }
-        // Without traces there is nothing faster than the metrics, which are a few minutes apart then.
-        let has_traces = folder.find("traces").is_some();
-        let window = if has_traces { FAST } else { SLOW };
-        let mut feed = self.recording.feed(window, Vec::new(), folder.find("graph.json").as_deref())?;
-        if has_traces {
-            feed.leave_latencies();
-        }
-        feed.sample(self.sample);
-        let evaluation = run::run(&folder, &mut recording, &mut feed, |prediction| {
+        let mut streams = self.recording.streams(&mut recording, Vec::new(), folder.find("graph.json").as_deref())?;
+        streams.spans.sample(self.sample);
+        let evaluation = run::run(&folder, &mut recording, &mut streams, |prediction| {
             let first = prediction.ranking.first().map_or("-", String::as_str);
             let resource = prediction.resource.as_deref().unwrap_or("-");
             eprintln!("{}: {} {first} ({resource}), P {:.2}", prediction.id, prediction.verdict, prediction.p);
@@ -66,7 +50,7 @@ impl EvalOptions {
                 prediction.why.iter().for_each(|line| eprintln!("    {line}"));
             }
         })?;
-        eprint!("{}", told(recording.counters(), &feed));
+        eprint!("{}", Told::of(&recording, &streams).text());
         if let Some(path) = &self.json {
             let text = format!("{:#}\n", json!(evaluation.predictions));
             fs::write(path, text).map_err(CliError::Write)?;

@@ -246,7 +246,7 @@ fn candidates(verdict: &Verdict, percentile: &str) -> String {
     table.render() + &rest
 }
 
-fn proof(culprit: &Culprit) -> String {
+pub(super) fn proof(culprit: &Culprit) -> String {
     if culprit.evidence.is_empty() {
         return wrapped("None beyond the latencies above.", 2);
     }
@@ -265,7 +265,7 @@ fn deviation(z: f64) -> String {
     if z.abs() > 20.0 { format!("{} 20", if z > 0.0 { ">" } else { "< -" }) } else { format!("{z:+.1}") }
 }
 
-fn path(verdict: &Verdict) -> String {
+pub(super) fn path(verdict: &Verdict) -> String {
     let Some(first) = verdict.path.first() else {
         return wrapped("It arose in the entry service itself, or no path could be told.", 2);
     };

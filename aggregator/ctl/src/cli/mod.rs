@@ -8,10 +8,13 @@ mod eval;
 pub mod explain;
 mod exported;
 pub mod lists;
+mod progress;
 mod recording;
 mod replay;
+mod reply;
 pub mod spec;
 pub mod table;
+mod told;
 pub mod words;
 
 use std::{

@@ -1,5 +1,5 @@
 #![expect(clippy::disallowed_methods, reason = "a driver: a user's table of names is a file")]
-//! What every command on recordings takes, and what it tells of what it read.
+//! What every command on recordings takes.
 
 use std::{
     fs,
@@ -13,15 +13,22 @@ use super::CliError;
 use crate::{
     pipeline::FleetConfig,
     replay::{
-        feed::Feed,
-        latency::CallGraph,
-        merge::{ReadCounters, Recording},
+        callgraph::CallGraph,
+        feed::{Feed, Source},
+        merge::Recording,
         names::Names,
+        streams::Streams,
     },
 };
 
-/// Unknown names that are listed.
-const UNKNOWN_MAX: usize = 40;
+/// Windows of spans unless somebody asks for others.
+const WINDOW: Micros = Micros::from_secs(5);
+
+/// How far samples are apart where the recording does not show it: a sample a minute is the most common.
+const APART: Micros = Micros::from_secs(60);
+
+/// Longest windows of recorded percentiles.
+const APART_MAX: Micros = Micros::from_secs(600);
 
 #[derive(Args, Debug)]
 pub(super) struct RecordingOptions {
@@ -37,10 +44,13 @@ pub(super) struct RecordingOptions {
     /// Names of your metrics before the built-in ones: `NAME METRIC [FACTOR]` a line.
     #[arg(long, value_name = "FILE")]
     map: Option<PathBuf>,
-    /// Who calls whom where no spans tell: `[{"client", "server"}]`. With latency percentiles among the metrics, services
-    /// without spans are diagnosed along it.
-    #[arg(long, value_name = "FILE", visible_alias = "edges")]
+    /// Who calls whom where no spans tell: `[{"client", "server"}]`, or what `sagectl graph --output json` gives. With
+    /// recorded percentiles of latency, services without spans are diagnosed along it.
+    #[arg(long, value_name = "FILE")]
     graph: Option<PathBuf>,
+    /// The same as lines of `CALLER,CALLEE`; may be given beside --graph.
+    #[arg(long, value_name = "FILE")]
+    edges: Option<PathBuf>,
     /// Stop at the first damaged line.
     #[arg(long)]
     strict: bool,
@@ -58,26 +68,45 @@ impl RecordingOptions {
         self.verbose
     }
 
-    /// An empty fleet; `graph` stands in where none is given.
-    pub(super) fn feed(&self, window: Micros, slos: Vec<Slo>, graph: Option<&Path>) -> Result<Feed, CliError> {
-        let names = match &self.map {
-            Some(path) => {
-                Names::with_map(&fs::read_to_string(path).map_err(|source| CliError::File(path.clone(), source))?)?
-            }
-            None => Names::default(),
-        };
-        let config = FleetConfig {
-            slos,
-            sample_traces: self.traces_kept,
-            ..FleetConfig::new(self.window.unwrap_or(window), self.lateness)
-        };
-        let mut feed = Feed::new(config, names);
-        if let Some(path) = self.graph.as_deref().or(graph) {
-            let text = fs::read_to_string(path).map_err(|source| CliError::File(path.to_owned(), source))?;
-            feed.set_graph(CallGraph::parse(&text).map_err(|what| CliError::Graph(path.to_owned(), what))?);
-        }
-        Ok(feed)
+    /// Empty feeds for `recording`; the graph in `graph` stands in where none is given.
+    pub(super) fn streams(
+        &self,
+        recording: &mut Recording,
+        slos: Vec<Slo>,
+        graph: Option<&Path>,
+    ) -> Result<Streams, CliError> {
+        let window = self.window.unwrap_or(WINDOW);
+        // Percentiles are told per window, so a window holds a sample of every service at least.
+        let apart = recording.interval()?.unwrap_or(APART).get().div_ceil(1_000_000);
+        let slow = Micros::from_secs(apart).min(APART_MAX).max(window);
+        let spans = Feed::new(self.config(window, slos.clone()), Source::Spans, self.names()?);
+        let metrics = Feed::new(self.config(slow, slos), Source::Metrics, self.names()?);
+        Ok(Streams::new(spans, metrics, self.graph(graph)?))
     }
+
+    fn config(&self, window: Micros, slos: Vec<Slo>) -> FleetConfig {
+        FleetConfig { slos, sample_traces: self.traces_kept, ..FleetConfig::new(window, self.lateness) }
+    }
+
+    fn names(&self) -> Result<Names, CliError> {
+        let Some(path) = &self.map else { return Ok(Names::default()) };
+        Ok(Names::with_map(&text(path)?)?)
+    }
+
+    fn graph(&self, otherwise: Option<&Path>) -> Result<Option<CallGraph>, CliError> {
+        let given: Vec<&Path> = [&self.graph, &self.edges].into_iter().flatten().map(PathBuf::as_path).collect();
+        let paths = if given.is_empty() { otherwise.into_iter().collect() } else { given };
+        let mut graph = None;
+        for path in paths {
+            let read = CallGraph::parse(&text(path)?).map_err(|what| CliError::Graph(path.to_owned(), what))?;
+            graph.get_or_insert_with(CallGraph::default).merge(read);
+        }
+        Ok(graph)
+    }
+}
+
+fn text(path: &Path) -> Result<String, CliError> {
+    fs::read_to_string(path).map_err(|source| CliError::File(path.to_owned(), source))
 }
 
 /// `5s`, `500ms`, `5m`, `1h`.
@@ -93,38 +122,4 @@ pub(super) fn duration(text: &str) -> Result<Micros, String> {
     let number: f64 = digits.parse().map_err(|_| format!("{digits:?} is no number"))?;
     let micros = number * unit;
     if (1e3..=86_400e6).contains(&micros) { Ok(Micros::new(micros as u64)) } else { Err("want 1ms to 24h".to_owned()) }
-}
-
-/// What was read and what could not be used, in words.
-pub(super) fn told(read: &ReadCounters, feed: &Feed) -> String {
-    let fleet = feed.fleet().counters();
-    let mut text = format!(
-        "{} requests: {} spans, {} data points; {} windows, {} intervals without any span\n",
-        read.requests, read.spans, read.points, fleet.windows, fleet.silent
-    );
-    let mut note = |count: u64, what: &str| {
-        if count > 0 {
-            text += &format!("  {count} {what}\n");
-        }
-    };
-    note(read.bad, "damaged requests or files");
-    note(read.invalid_ids, "spans without a usable id, left out");
-    note(read.odd_durations, "spans that end before they start or last longer than an hour, changed");
-    note(read.broken_clocks, "spans and points far from everything around them, left out");
-    note(fleet.late_spans, "spans later than the allowed lateness, left out");
-    note(fleet.early_spans, "spans ahead of time, left out");
-    note(fleet.duplicate_spans, "spans given twice");
-    note(fleet.unpaired_spans, "spans without room for their trace: counted in percentiles only");
-    note(fleet.orphan_spans, "client spans whose server span never came");
-    note(fleet.refused_windows, "windows that broke a rule, left out");
-    for problem in &read.problems {
-        text += &format!("  {problem}\n");
-    }
-    let unknown = feed.names().unknown();
-    if !unknown.is_empty() {
-        let listed: Vec<String> =
-            unknown.iter().take(UNKNOWN_MAX).map(|(name, count)| format!("{name} ({count})")).collect();
-        text += &format!("  {} metric names are in no table: {}\n", unknown.len(), listed.join(", "));
-    }
-    text
 }

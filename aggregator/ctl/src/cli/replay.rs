@@ -1,42 +1,29 @@
 //! `sagectl replay`: a recording through both cores, and answers for it.
 
-use std::{
-    io::{self, IsTerminal},
-    path::PathBuf,
-    time::Duration,
-};
+use std::path::PathBuf;
 
 use clap::Args;
-use sage_causal::observation::Observation;
-use sage_common::{Micros, Slo, Timestamp};
-use serde_json::{Value, json};
+use sage_common::Slo;
+use serde_json::json;
 
 use super::{
-    CliError, Output, exported, put,
-    recording::{RecordingOptions, told},
-    spec::Spec,
+    CliError, Output, exported, progress::Progress, put, recording::RecordingOptions, reply::Said, spec::Spec,
+    told::Told,
 };
 use crate::{
     eval::{
-        collect::{Case, Collector},
+        desk::Desk,
         folder::{Labelled, Truth},
-        run::kind,
     },
     replay::{
-        feed::Feed,
-        input::Input,
-        merge::{Content, Recording},
-        study::{Answer, StudyError, answer},
+        feed::Source,
+        merge::Content,
+        streams::{Finished, Streams},
+        study::answer,
         time::{self, Period},
         watch::{Found, Watch},
     },
 };
-
-/// Between two lines of progress.
-const PROGRESS: Duration = Duration::from_secs(1);
-
-/// Ranked services that are shown.
-const SHOWN: usize = 5;
 
 /// Run recorded telemetry through Sage and say what was wrong.
 ///
@@ -51,7 +38,8 @@ const SHOWN: usize = 5;
 /// Examples:
 ///   sagectl replay --traces traces.jsonl.zst --metrics metrics.jsonl.zst \
 ///     --diagnose 2024-05-01T12:00:00Z..2024-05-01T12:05:00Z
-///   sagectl replay --traces a.jsonl --traces b.jsonl.gz --slo 'shop:frontend:p99<200ms' --output json
+///   sagectl replay --traces a.jsonl b.jsonl.gz --slo 'shop:frontend:p99<200ms' --json
+///   sagectl replay --metrics metrics.jsonl --graph graph.json --diagnose 1714564800..1714566300
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub(super) struct ReplayOptions {
@@ -92,222 +80,165 @@ impl ReplayOptions {
         let mut recording = self.recording.recording();
         let files = self.traces.iter().map(|path| (path, Content::Traces));
         for (path, content) in files.chain(self.metrics.iter().map(|path| (path, Content::Metrics))) {
-            recording.add(Input::open(path).map_err(|error| CliError::Replay(error.into()))?, content);
+            recording.open(path, content)?;
         }
-        let mut feed = self.recording.feed(Micros::from_secs(5), self.slos()?, None)?;
-        if !self.traces.is_empty() {
-            feed.leave_latencies();
-        }
-        let mut answers = Answers { asked: self.asked(), said: Vec::new() };
+        let given = self.slos()?;
+        let mut streams = self.recording.streams(&mut recording, given.clone(), None)?;
+        let mut answers = Answers { asked: self.asked(), given, said: Vec::new() };
         let mut progress = Progress::new();
-        while let Some(finished) = recording.step(&mut feed)? {
-            finished.iter().for_each(|window| answers.take(window, &feed));
-            progress.tell(recording.counters().spans, feed.fleet().now());
+        while let Some(finished) = recording.step(&mut streams)? {
+            answers.take(&finished, &streams);
+            progress.tell(recording.counters(), &streams);
         }
-        feed.finish().iter().for_each(|window| answers.take(window, &feed));
-        answers.finish(&feed);
+        let finished = streams.finish();
+        answers.take(&finished, &streams);
+        answers.finish(&streams);
         progress.clear();
-        eprint!("{}", told(recording.counters(), &feed));
-        if output == Output::Json {
-            return put(&format!(
-                "{:#}\n",
-                json!(answers.said.iter().map(|said| said.json(&feed)).collect::<Vec<_>>())
-            ));
+        let told = Told::of(&recording, &streams);
+        match output {
+            Output::Json => put(&format!("{:#}\n", answers.json(&told, &streams))),
+            Output::Table => put(&super::emphasised(&answers.text(&told, &streams))),
         }
-        put(&answers.text(&feed, &recording))
     }
 
     fn slos(&self) -> Result<Vec<Slo>, CliError> {
         let slo = |spec: &Spec| match spec {
             Spec::Objective(slo) => slo.validate().map_err(|error| CliError::Objective(error.to_string())),
-            Spec::Suggestion(name) => Err(CliError::UnknownSuggestion(name.clone())),
+            Spec::Suggestion(name) => Err(CliError::Objective(format!(
+                "{name:?} is no objective: want NAME:SERVICE[:OPERATION]:pP<DURATION, for example shop:frontend:p99<50ms"
+            ))),
         };
         self.slo.iter().map(slo).collect()
     }
 
     fn asked(&self) -> Asked {
         if self.diagnose.is_empty() {
-            return Asked::Broken(Box::new(Watch::new(self.train)));
+            return Asked::Broken {
+                spans: Box::new(Watch::new(self.train)),
+                metrics: Box::new(Watch::new(self.train)),
+            };
         }
         let mut periods = self.diagnose.clone();
-        periods.sort_by_key(|period| period.start);
-        let labelled: Vec<Labelled> = periods
-            .iter()
-            .map(|period| Labelled {
-                id: words(period),
-                period: *period,
-                truth: Truth { services: Vec::new(), resource: String::new(), fault_type: String::new() },
-            })
-            .collect();
-        let normal = self.train.map_or_else(|| outside(&periods), |train| vec![train]);
-        Asked::Periods(Collector::new(&labelled, &normal), periods)
+        periods.sort_by_key(|period| (period.start, period.end));
+        let unlabelled = |period: &Period| Labelled {
+            id: time::words(period),
+            period: *period,
+            alarmed: None,
+            truth: Truth { services: Vec::new(), resource: String::new(), fault_type: String::new() },
+        };
+        let labelled: Vec<Labelled> = periods.iter().map(unlabelled).collect();
+        let normal = self.train.map_or_else(|| time::outside(&periods), |train| vec![train]);
+        Asked::Periods(Box::new(Desk::new(&labelled, &normal)), periods)
     }
-}
-
-/// What is between, before and behind `periods`, which are in order.
-fn outside(periods: &[Period]) -> Vec<Period> {
-    let mut free = Vec::new();
-    let mut from = Timestamp::default();
-    for period in periods {
-        if from < period.start {
-            free.push(Period { start: from, end: period.start });
-        }
-        from = from.max(period.end);
-    }
-    free.push(Period { start: from, end: Timestamp::from_micros(u64::MAX) });
-    free
 }
 
 /// What is asked.
 enum Asked {
-    Broken(Box<Watch>),
-    Periods(Collector, Vec<Period>),
+    /// Which targets were broken, by spans and by recorded percentiles.
+    Broken { spans: Box<Watch>, metrics: Box<Watch> },
+    /// What was wrong in these periods.
+    Periods(Box<Desk>, Vec<Period>),
 }
 
 struct Answers {
     asked: Asked,
+    given: Vec<Slo>,
     said: Vec<Said>,
 }
 
-/// One period and what is said of it.
-struct Said {
-    period: Period,
-    answer: Result<Answer, StudyError>,
-}
-
 impl Answers {
-    fn take(&mut self, window: &Observation, feed: &Feed) {
+    fn take(&mut self, finished: &Finished, streams: &Streams) {
         match &mut self.asked {
-            Asked::Broken(watch) => {
-                let found = watch.take(window, feed.slos());
-                self.said.extend(found.map(|found| of_found(&found, feed)));
+            Asked::Broken { spans, metrics } => {
+                let slos = streams.spans.slos();
+                let found = finished.spans.iter().filter_map(|window| spans.take(window, &slos));
+                self.said.extend(found.map(|found| of_found(&found, &slos, Source::Spans)));
+                let slos = streams.metrics.slos();
+                let found = finished.metrics.iter().filter_map(|window| metrics.take(window, &slos));
+                self.said.extend(found.map(|found| of_found(&found, &slos, Source::Metrics)));
             }
-            Asked::Periods(collector, periods) => {
-                let cases = collector.take(window);
-                self.said.extend(cases.into_iter().map(|case| of_case(&case, periods, feed)));
+            Asked::Periods(desk, periods) => {
+                let replies = desk.take(finished, streams);
+                self.said.extend(replies.into_iter().map(|reply| Said::of(reply, periods)));
             }
         }
     }
 
-    fn finish(&mut self, feed: &Feed) {
+    fn finish(&mut self, streams: &Streams) {
         match &mut self.asked {
-            Asked::Broken(watch) => {
-                let found = watch.finish();
-                self.said.extend(found.map(|found| of_found(&found, feed)));
+            Asked::Broken { spans, metrics } => {
+                for (watch, feed) in [(spans, &streams.spans), (metrics, &streams.metrics)] {
+                    self.said.extend(watch.finish().map(|found| of_found(&found, &feed.slos(), feed.source())));
+                }
+                // Spans tell more, so percentiles are asked only where there are none at all.
+                let has_spans = streams.spans.fleet().counters().windows > 0;
+                self.said.retain(|said| said.source == if has_spans { Source::Spans } else { Source::Metrics });
             }
-            Asked::Periods(collector, periods) => {
-                let cases = collector.finish();
-                self.said.extend(cases.into_iter().map(|case| of_case(&case, periods, feed)));
+            Asked::Periods(desk, periods) => {
+                let replies = desk.finish(streams);
+                self.said.extend(replies.into_iter().map(|reply| Said::of(reply, periods)));
             }
         }
-        self.said.sort_by_key(|said| said.period.start);
+        self.said.sort_by_key(|said| (said.period.start, said.period.end));
     }
 
-    fn text(&self, feed: &Feed, recording: &Recording) -> String {
-        if !self.said.is_empty() {
-            return self.said.iter().map(|said| said.text(feed)).collect::<Vec<_>>().join("\n");
-        }
-        if recording.counters().spans == 0 {
-            return "No span was read: there is nothing to answer from.\n".to_owned();
-        }
-        let watched = match &self.asked {
-            Asked::Broken(watch) => watch.slos().len(),
-            Asked::Periods(..) => 0,
-        };
-        match watched {
-            0 => "The recording ended before enough was learnt; --diagnose asks about a period all the same.\n"
-                .to_owned(),
-            count => format!("No target was broken ({count} watched); --diagnose asks about a period all the same.\n"),
-        }
-    }
-}
-
-fn of_found(found: &Found, feed: &Feed) -> Said {
-    let start = found.period.first().map(|window| window.start).unwrap_or_default();
-    let end = found.period.last().map(|window| window.start + window.length).unwrap_or_default();
-    Said { period: Period { start, end }, answer: answer(&found.training, &found.period, feed.slos()) }
-}
-
-fn of_case(case: &Case, periods: &[Period], feed: &Feed) -> Said {
-    Said { period: periods[case.number], answer: answer(&case.training, &case.period, feed.slos()) }
-}
-
-fn words(period: &Period) -> String {
-    format!("{}..{}", time::format(period.start), time::format(period.end))
-}
-
-impl Said {
-    fn json(&self, feed: &Feed) -> Value {
-        let period = words(&self.period);
-        match &self.answer {
-            Err(error) => json!({"period": period, "problem": told_error(error)}),
-            Ok(answer) => json!({
-                "period": period,
-                "slo": answer.slo,
-                "normal_us": answer.normal,
-                "observed_us": answer.observed,
-                "ranking": answer.ranking.iter().map(|service| feed.written(service)).collect::<Vec<_>>(),
-                "resource": answer.resource,
-                "p": answer.p,
-                "windows": {"training": answer.training, "period": answer.period},
-                "verdict": answer.verdict,
-            }),
+    /// The objectives that were watched, with their targets.
+    fn watched(&self, streams: &Streams) -> &[Slo] {
+        match &self.asked {
+            Asked::Broken { spans, .. } if streams.spans.fleet().counters().windows > 0 => spans.slos(),
+            Asked::Broken { metrics, .. } => metrics.slos(),
+            Asked::Periods(..) => &[],
         }
     }
 
-    fn text(&self, feed: &Feed) -> String {
-        let answer = match &self.answer {
-            Ok(answer) => answer,
-            Err(error) => return format!("{}\n  {}\n", words(&self.period), told_error(error)),
-        };
-        let Answer { slo, normal, observed, verdict, .. } = answer;
-        let mut text = format!("{}\n  {}: {observed}, normally {normal}", words(&self.period), slo.name);
-        text += &format!(" ({} windows, learnt from {})\n", answer.period, answer.training);
-        text += &format!("  verdict: {}, P {:.2}\n", kind(verdict.kind), answer.p);
-        for culprit in &verdict.culprits {
-            let resource = format!("{:?}", culprit.resource).to_lowercase();
-            text += &format!("  culprit: {} ({resource}, P {:.2})", feed.written(&culprit.service), culprit.p_resource);
-            text += &culprit.link_with.as_ref().map_or(String::new(), |other| {
-                format!(", or {}: the spans cannot tell the ends of this link apart", feed.written(other))
-            });
-            text.push('\n');
+    fn json(&self, told: &Told, streams: &Streams) -> serde_json::Value {
+        let answers: Vec<_> = self.said.iter().map(|said| said.json(streams)).collect();
+        json!({"read": told, "objectives": self.watched(streams), "answers": answers, "notes": self.notes(streams)})
+    }
+
+    fn text(&self, told: &Told, streams: &Streams) -> String {
+        let mut text = told.text();
+        for said in &self.said {
+            text += &format!("\n{}", said.text(streams));
         }
-        let next: Vec<String> = answer.ranking.iter().take(SHOWN).map(|service| feed.written(service)).collect();
-        text += &format!("  ranking: {}\n", next.join(", "));
-        for missing in &verdict.missing {
-            text += &format!("  note: {missing}\n");
+        for note in self.notes(streams) {
+            text += &format!("\n{note}\n");
         }
         text
     }
-}
 
-fn told_error(error: &StudyError) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
-}
-
-/// One line on a terminal, written over.
-struct Progress {
-    last: Option<std::time::Instant>,
-    is_shown: bool,
-}
-
-impl Progress {
-    fn new() -> Self {
-        Self { last: None, is_shown: io::stderr().is_terminal() }
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "a driver: people watch by their own clock")]
-    fn tell(&mut self, spans: u64, at: Timestamp) {
-        let is_due = self.is_shown && self.last.is_none_or(|last| last.elapsed() >= PROGRESS);
-        if is_due {
-            self.last = Some(std::time::Instant::now());
-            eprint!("\r{}  {spans} spans", time::format(at));
+    /// What to know where there is no answer, or not the one that was wanted.
+    fn notes(&self, streams: &Streams) -> Vec<String> {
+        let mut notes = Vec::new();
+        let windows = |feed: &crate::replay::feed::Feed| feed.fleet().counters().windows;
+        if windows(&streams.spans) + windows(&streams.metrics) == 0 {
+            notes.push(nothing(streams));
         }
-    }
-
-    fn clear(&self) {
-        if self.last.is_some() {
-            eprint!("\r{:60}\r", "");
+        notes.extend(self.given.iter().filter(|slo| !streams.has_entry(&slo.service)).map(|slo| {
+            format!("Objective {}: no request enters at {}; entries are {}.", slo.name, slo.service, streams.entries())
+        }));
+        if let (Asked::Broken { .. }, true) = (&self.asked, self.said.is_empty()) {
+            notes.push(match self.watched(streams).len() {
+                0 => "The recording ended before enough was learnt; --diagnose FROM..TO asks about a period all the same.".to_owned(),
+                count => format!("No target was broken ({count} watched); --diagnose FROM..TO asks about a period all the same."),
+            });
         }
+        notes
     }
+}
+
+/// Why there is nothing to answer from.
+fn nothing(streams: &Streams) -> String {
+    if streams.metrics.percentiles() == 0 {
+        return "There are no latencies in this recording: no spans, and no percentiles of latency among the metrics. \
+                Usage alone does not say what requests waited for."
+            .to_owned();
+    }
+    "Latencies were read, and none of them in a whole window.".to_owned()
+}
+
+fn of_found(found: &Found, slos: &[Slo], source: Source) -> Said {
+    let start = found.period.first().map(|window| window.start).unwrap_or_default();
+    let end = found.period.last().map(|window| window.start + window.length).unwrap_or_default();
+    Said { period: Period { start, end }, source, answer: answer(&found.training, &found.period, slos) }
 }

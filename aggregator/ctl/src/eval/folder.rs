@@ -44,6 +44,8 @@ pub struct Labelled {
     pub id: String,
     /// When.
     pub period: Period,
+    /// The service whose alarm was raised, where somebody says so: what an operator knows before any diagnosis.
+    pub alarmed: Option<String>,
     /// The truth, for scoring alone.
     pub truth: Truth,
 }
@@ -81,6 +83,14 @@ struct IncidentLine {
     resource: Option<String>,
     #[serde(default)]
     fault_type: Option<String>,
+    #[serde(default)]
+    target: Option<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    #[serde(default)]
+    service: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -105,6 +115,7 @@ impl Folder {
             Ok(Labelled {
                 period: period(&line.start, &line.end, &file)?,
                 id: line.id,
+                alarmed: line.target.and_then(|target| target.service),
                 truth: Truth {
                     services: line.services,
                     resource: line.resource.unwrap_or_else(|| "unknown".to_owned()),

@@ -5,6 +5,7 @@
 
 pub mod baseline;
 pub mod collect;
+pub mod desk;
 pub mod folder;
 pub mod run;
 pub mod score;

@@ -2,20 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use sage_causal::{observation::Observation, verdict::VerdictKind};
+use sage_causal::verdict::VerdictKind;
 use sage_common::ServiceId;
 use serde::Serialize;
 
 use super::{
     baseline::{self, Ranked},
-    collect::{Case, Collector},
+    desk::{Desk, Reply},
     folder::Folder,
     score::{Score, Summary},
 };
 use crate::replay::{
-    feed::Feed,
+    feed::Source,
     merge::{ReadError, Recording},
-    study::{Answer, StudyError, answer},
+    streams::Streams,
+    study::{Answer, StudyError},
     time,
 };
 
@@ -68,24 +69,25 @@ pub struct Evaluation {
 pub fn run(
     folder: &Folder,
     recording: &mut Recording,
-    feed: &mut Feed,
+    streams: &mut Streams,
     mut progress: impl FnMut(&Prediction),
 ) -> Result<Evaluation, ReadError> {
-    let mut collector = Collector::new(&folder.incidents, &folder.normal);
+    let mut desk = Desk::new(&folder.incidents, &folder.normal);
     let mut answered: BTreeMap<usize, Answered> = BTreeMap::new();
-    let mut reply = |cases: Vec<Case>, feed: &Feed| {
-        for case in cases {
-            let answer = Answered::of(&folder.incidents[case.number].id, &case, feed);
+    let mut keep = |replies: Vec<Reply>, streams: &Streams| {
+        for reply in replies {
+            let answer = Answered::of(&folder.incidents[reply.case.number].id, &reply, streams);
             progress(&answer.prediction);
-            answered.insert(case.number, answer);
+            answered.insert(reply.case.number, answer);
         }
     };
-    while let Some(finished) = recording.step(feed)? {
-        finished.iter().for_each(|window: &Observation| reply(collector.take(window), feed));
+    while let Some(finished) = recording.step(streams)? {
+        keep(desk.take(&finished, streams), streams);
     }
-    feed.finish().iter().for_each(|window| reply(collector.take(window), feed));
-    reply(collector.finish(), feed);
-    Ok(scored(folder, feed, &answered))
+    let finished = streams.finish();
+    keep(desk.take(&finished, streams), streams);
+    keep(desk.finish(streams), streams);
+    Ok(scored(folder, streams, &answered))
 }
 
 /// What all methods say of one incident.
@@ -96,10 +98,11 @@ struct Answered {
 }
 
 impl Answered {
-    fn of(id: &str, case: &Case, feed: &Feed) -> Self {
-        let prediction = match answer(&case.training, &case.period, feed.slos()) {
-            Ok(answer) => prediction(id, &answer, feed),
-            Err(error) => nothing(id, &error),
+    fn of(id: &str, reply: &Reply, streams: &Streams) -> Self {
+        let case = &reply.case;
+        let prediction = match &reply.answer {
+            Ok(answer) => prediction(id, answer, reply.source, streams),
+            Err(error) => nothing(id, error),
         };
         Self {
             prediction,
@@ -109,14 +112,18 @@ impl Answered {
     }
 }
 
-fn prediction(id: &str, answer: &Answer, feed: &Feed) -> Prediction {
-    let ranking: Vec<String> = answer.ranking.iter().take(RANKING_MAX).map(|service| feed.written(service)).collect();
+fn prediction(id: &str, answer: &Answer, source: Source, streams: &Streams) -> Prediction {
+    let ranking: Vec<String> =
+        answer.ranking.iter().take(RANKING_MAX).map(|service| streams.written(service)).collect();
     let verdict = &answer.verdict;
     let mut why = vec![format!(
         "{}: {} in {} windows where {} is normal in {}; asked with a target of {}",
         answer.slo.name, answer.observed, answer.period, answer.normal, answer.training, answer.slo.target
     )];
     why.push(format!("{} at {}, P {:.2}", verdict.counterfactual, time::format(verdict.window), verdict.p_restored));
+    if source == Source::Metrics {
+        why.push("latencies are of recorded percentiles, because spans do not suffice".to_owned());
+    }
     why.extend(verdict.missing.iter().cloned());
     Prediction {
         id: id.to_owned(),
@@ -150,8 +157,8 @@ pub fn kind(kind: VerdictKind) -> &'static str {
     }
 }
 
-fn scored(folder: &Folder, feed: &Feed, answered: &BTreeMap<usize, Answered>) -> Evaluation {
-    let names = |ranked: &[ServiceId]| ranked.iter().map(|service| feed.written(service)).collect::<Vec<_>>();
+fn scored(folder: &Folder, streams: &Streams, answered: &BTreeMap<usize, Answered>) -> Evaluation {
+    let names = |ranked: &[ServiceId]| ranked.iter().map(|service| streams.written(service)).collect::<Vec<_>>();
     let score = |number: usize, ranked: &Ranked| {
         let resource = ranked.resource.map(|resource| format!("{resource:?}").to_lowercase());
         Score::of(&folder.incidents[number].truth, &names(&ranked.ranking), resource.as_deref())

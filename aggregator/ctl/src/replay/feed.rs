@@ -2,17 +2,22 @@
 //!
 //! A recorded sample tells of the time since the sample before it, so it is handed over for each window of that time. It
 //! is read [`LEAD`] early for this; where samples are further apart, the rest of their time is what follows them.
+//!
+//! A feed tells latency by spans or by recorded percentiles, as it is made for: windows of either kind do not compare.
 
 use std::collections::{BTreeMap, HashMap};
 
 use sage_causal::observation::Observation;
 use sage_common::{InstanceId, Metric, Micros, NodeId, ServiceId, Slo, Span, Timestamp};
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    latency::{self, CallGraph, Summary},
-    names::{Merge, Names, Rule, is_counter},
+    callgraph::CallGraph,
+    entries::Entries,
+    kinds::Kinds,
+    latency::{Said, Whose},
+    names::{Meaning, Merge, Names, Rule, is_counter},
     points::{Kind, Point, Resource},
+    tell::{Measured, tell},
 };
 use crate::pipeline::{AHEAD_MAX, Fleet, FleetConfig, Place};
 
@@ -29,12 +34,6 @@ const SERIES_MAX: usize = 500_000;
 /// Names as written, for answers in the user's own words.
 const NAMES_MAX: usize = 65_536;
 
-/// Entry operations that get objectives of their own while none is given, busiest first.
-const ENTRIES_MAX: usize = 8;
-
-/// Percentiles at which an entry's latency is kept while no objective is given.
-pub const PERCENTILES: [f64; 4] = [50.0, 75.0, 90.0, 95.0];
-
 /// The node of latencies that come without one.
 const METRICS_NODE: &str = "(recorded metrics)";
 
@@ -45,6 +44,8 @@ pub struct Placed {
     pub node: u32,
     /// The span.
     pub span: Span,
+    /// Whether it says its kind.
+    pub has_kind: bool,
 }
 
 /// What a time series said last.
@@ -54,57 +55,69 @@ struct Last {
     value: f64,
 }
 
+/// What a feed's latencies come from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Source {
+    /// Spans.
+    Spans,
+    /// Recorded percentiles.
+    Metrics,
+}
+
 /// A fleet and how recorded names become its own.
 pub struct Feed {
     fleet: Fleet,
+    source: Source,
     names: Names,
     nodes: HashMap<String, usize>,
     hosts: HashMap<String, String>,
     series: HashMap<u64, Last>,
     written: BTreeMap<ServiceId, String>,
     window: Micros,
-    slos: Vec<Slo>,
-    discovers: bool,
+    entries: Entries,
     share: f64,
+    kinds: Kinds,
     graph: CallGraph,
-    takes_latencies: bool,
-    told: Option<Timestamp>, // when latencies without spans were last given
+    percentiles: u64,
+    measured: BTreeMap<Timestamp, BTreeMap<ServiceId, Measured>>, // by the window they speak of
 }
 
 impl Feed {
     /// A feed for a fleet of `config`; with no objectives in it, entries are discovered and get some of their own.
-    pub fn new(config: FleetConfig, names: Names) -> Self {
-        let (window, slos) = (config.window, config.slos.clone());
+    pub fn new(config: FleetConfig, source: Source, names: Names) -> Self {
         Self {
+            window: config.window,
+            entries: Entries::new(config.slos.clone()),
+            // Within the lateness, so that nobody is late because of the wait.
+            kinds: Kinds::new(Micros::new(config.lateness.get() / 2)),
             fleet: Fleet::new(config),
+            source,
             names,
             nodes: HashMap::new(),
             hosts: HashMap::new(),
             series: HashMap::new(),
             written: BTreeMap::new(),
-            window,
-            discovers: slos.is_empty(),
-            slos,
             share: 1.0,
             graph: CallGraph::default(),
-            takes_latencies: true,
-            told: None,
+            percentiles: 0,
+            measured: BTreeMap::new(),
         }
     }
 
+    /// Adds to who calls whom where no spans tell.
+    pub fn add_graph(&mut self, graph: CallGraph) {
+        graph.names().for_each(|name| self.note_name(name));
+        self.graph.merge(graph);
+    }
+
     /// Who calls whom where no spans tell.
-    pub fn set_graph(&mut self, graph: CallGraph) {
-        self.graph = graph;
+    pub fn graph(&self) -> &CallGraph {
+        &self.graph
     }
 
     /// Takes only this share of all traces, as a sampler would: whole traces, by their hash.
     pub fn sample(&mut self, share: f64) {
         self.share = share.clamp(1e-6, 1.0);
-    }
-
-    /// Leaves recorded percentiles of latency aside: spans tell more, and windows of either kind do not compare.
-    pub fn leave_latencies(&mut self) {
-        self.takes_latencies = false;
     }
 
     /// Number of the node of a service: its host, else one of its own.
@@ -134,9 +147,9 @@ impl Feed {
         }
     }
 
-    /// The name of `service` as the recording writes it.
-    pub fn written(&self, service: &ServiceId) -> String {
-        self.written.get(service).cloned().unwrap_or_else(|| service.to_string())
+    /// The name of `service` as the recording writes it; `None` when it was never seen.
+    pub fn written(&self, service: &ServiceId) -> Option<String> {
+        self.written.get(service).cloned()
     }
 
     /// Every service seen, as written.
@@ -146,69 +159,67 @@ impl Feed {
 
     /// Moves time on.
     pub fn advance(&mut self, to: Timestamp) -> Vec<Observation> {
+        while let Some(placed) = self.kinds.pop(to) {
+            self.fleet.span(placed.node as usize, &placed.span);
+        }
+        self.tell(to);
         let finished = self.fleet.advance(to);
-        self.discovered(finished)
+        self.entries.complete(finished, &mut self.fleet)
     }
 
     /// Ends the recording.
     pub fn finish(&mut self) -> Vec<Observation> {
+        while let Some(placed) = self.kinds.pop(Timestamp::from_micros(u64::MAX)) {
+            self.fleet.span(placed.node as usize, &placed.span);
+        }
+        self.tell(Timestamp::from_micros(u64::MAX));
         let finished = self.fleet.finish();
-        self.discovered(finished)
+        self.entries.complete(finished, &mut self.fleet)
     }
 
     /// Hands over one span.
     pub fn span(&mut self, placed: &Placed) {
-        let Placed { node, span } = placed;
-        if self.share >= 1.0 {
-            self.fleet.span(*node as usize, span);
-        } else if (span.trace.0 as f64) < self.share * u64::MAX as f64 {
-            let weight = span.weight / self.share as f32;
-            self.fleet.span(*node as usize, &Span { weight, ..span.clone() });
+        let Placed { node, span, has_kind } = placed;
+        let is_sampled = self.share >= 1.0 || (span.trace.0 as f64) < self.share * u64::MAX as f64;
+        if !is_sampled {
+            return;
+        }
+        if *has_kind && self.share >= 1.0 {
+            return self.fleet.span(*node as usize, span);
+        }
+        let span = Span { weight: span.weight / self.share as f32, ..span.clone() };
+        if *has_kind {
+            self.fleet.span(*node as usize, &span);
+        } else {
+            self.kinds.push(self.fleet.now(), Placed { span, ..*placed });
         }
     }
 
     /// Hands over the points of one request: those of one place, metric and time become one sample.
-    pub fn points(&mut self, points: Vec<(Resource, Point)>) {
+    pub fn points(&mut self, points: &[(Resource, Point)]) {
         let mut merged: BTreeMap<(usize, Place, Metric, Timestamp), Merged> = BTreeMap::new();
-        let mut latencies: BTreeMap<Timestamp, BTreeMap<ServiceId, Summary>> = BTreeMap::new();
         for (whose, point) in points {
-            if let (Some(said), Some(service)) = (latency::said(&point), &whose.service) {
-                self.note_name(service);
-                if !self.takes_latencies {
-                    continue;
+            match self.names.find(point) {
+                Some(Meaning::Usage(rule)) => {
+                    let Some((node, place)) = self.place(whose, &rule) else { continue };
+                    let Some((value, since)) = self.value(whose, point, &rule) else { continue };
+                    let key = (node, place, rule.metric, point.at);
+                    merged.entry(key).or_insert_with(|| Merged::new(rule.merge, since)).add(value);
                 }
-                let of_service = latencies.entry(point.at).or_default().entry(ServiceId::sanitized(service));
-                of_service.or_default().add(said);
-                continue;
+                Some(Meaning::Latency(of, said)) => {
+                    let Some(service) = whose.service.as_deref().filter(|service| !service.is_empty()) else {
+                        continue;
+                    };
+                    self.percentiles += 1;
+                    if self.source == Source::Metrics {
+                        self.measure(service, point.at, of, said);
+                    }
+                }
+                None => {}
             }
-            let Some(rule) = self.names.find(&point) else { continue };
-            let Some((node, place)) = self.place(&whose, &rule) else { continue };
-            let Some((value, since)) = self.value(&whose, &point, &rule) else { continue };
-            let key = (node, place, rule.metric, point.at);
-            merged.entry(key).or_insert_with(|| Merged::new(rule.merge, since)).add(value);
         }
         for ((node, place, metric, at), sample) in merged {
             self.spread(node, &place, metric, at, &sample);
-        }
-        for (at, services) in latencies {
-            self.tell(at, &services);
-        }
-    }
-
-    /// Hands recorded percentiles over for every window they tell of, on a node of their own: they know no machine.
-    fn tell(&mut self, at: Timestamp, services: &BTreeMap<ServiceId, Summary>) {
-        let since = self.told.replace(at).and_then(|before| at.since(before)).filter(|apart| *apart <= HOLD_MAX);
-        let Some(node) = self.node(METRICS_NODE, None) else { return };
-        let length = self.window.as_secs_f64();
-        let seconds = since.map_or(length, Micros::as_secs_f64).max(1e-3);
-        let mut told = latency::tell(services, &self.graph, seconds);
-        let part = (length / seconds).min(1.0) as f32;
-        told.series.iter_mut().for_each(|series| {
-            series.calls *= part;
-            series.errors *= part;
-        });
-        for time in self.times(at, since) {
-            self.fleet.latency(node, time, told.series.clone(), told.skeletons.clone());
         }
     }
 
@@ -223,8 +234,60 @@ impl Feed {
     }
 
     /// The objectives in force: those given, or those discovered, without a target then.
-    pub fn slos(&self) -> &[Slo] {
-        &self.slos
+    pub fn slos(&self) -> Vec<Slo> {
+        self.entries.slos()
+    }
+
+    /// Services at which requests were seen to enter.
+    pub fn entered(&self) -> impl Iterator<Item = &ServiceId> {
+        self.entries.seen()
+    }
+
+    /// Length of its windows.
+    pub fn window(&self) -> Micros {
+        self.window
+    }
+
+    /// What its latencies come from.
+    pub fn source(&self) -> Source {
+        self.source
+    }
+
+    /// Data points that spoke of latency.
+    pub fn percentiles(&self) -> u64 {
+        self.percentiles
+    }
+
+    /// Spans whose kind was found out.
+    pub fn kinds_told(&self) -> u64 {
+        self.kinds.told()
+    }
+
+    fn measure(&mut self, service: &str, at: Timestamp, of: Whose, said: Said) {
+        self.note_name(service);
+        if let Whose::Made(peer) = &of {
+            self.note_name(peer);
+            self.graph.add(service, peer);
+        }
+        // A sample tells of the time before it: one at a window's very end belongs to that window.
+        let start = (at - Micros::new(self.window.get() / 2)).aligned(self.window);
+        let measured = self.measured.entry(start).or_default().entry(ServiceId::sanitized(service)).or_default();
+        match of {
+            Whose::Served => measured.served.add(said),
+            Whose::Made(peer) => measured.made.entry(ServiceId::sanitized(&peer)).or_default().add(said),
+        }
+    }
+
+    /// Tells the windows that have ended at `now`, on a node of their own: percentiles know no machine.
+    fn tell(&mut self, now: Timestamp) {
+        let window = self.window;
+        let is_due = |start: &Timestamp| *start + window <= now;
+        while self.measured.len() > AHEAD_MAX || self.measured.keys().next().is_some_and(is_due) {
+            let Some((start, services)) = self.measured.pop_first() else { return };
+            let Some(node) = self.node(METRICS_NODE, None) else { return };
+            let told = tell(&services, &self.graph, self.window.as_secs_f64());
+            self.fleet.latency(node, start, told.series, told.skeletons);
+        }
     }
 
     fn place(&mut self, whose: &Resource, rule: &Rule) -> Option<(usize, Place)> {
@@ -240,7 +303,7 @@ impl Feed {
 
     /// The value in our unit, and since when it holds.
     fn value(&mut self, whose: &Resource, point: &Point, rule: &Rule) -> Option<(f64, Option<Timestamp>)> {
-        let key = series_key(whose, point);
+        let key = point.series(whose);
         let before = self.series.get(&key).copied();
         if before.is_some_and(|last| last.at >= point.at) {
             return None; // given twice, or out of order by more than a request
@@ -264,16 +327,8 @@ impl Feed {
 
     /// Hands one sample over for every window it tells of.
     fn spread(&mut self, node: usize, place: &Place, metric: Metric, at: Timestamp, sample: &Merged) {
-        let told = sample.since.and_then(|since| at.since(since));
-        for time in self.times(at, told) {
-            self.fleet.metric(node, place, metric, time, sample.value());
-        }
-    }
-
-    /// A time in each window, open or to come, that something given at `at` tells of, which `told` of the time before.
-    fn times(&self, at: Timestamp, told: Option<Micros>) -> Vec<Timestamp> {
         let length = self.window.get();
-        let told = told.unwrap_or_default();
+        let told = sample.since.map_or(Micros::ZERO, |since| at.since(since).unwrap_or_default());
         let (back, ahead) = if told.get() <= length {
             (length / 2, 0)
         } else {
@@ -283,60 +338,8 @@ impl Feed {
         let end = (at.as_micros() + ahead).saturating_sub(length / 2);
         let begin = at.as_micros().saturating_sub(back).max(self.fleet.now().as_micros().saturating_sub(length));
         let steps = (0..AHEAD_MAX as u64).map(|step| end.saturating_sub(step * length));
-        steps.take_while(|time| *time >= begin).map(Timestamp::from_micros).collect()
-    }
-
-    /// Gives objectives to entries that were seen for the first time, and their latency to the windows that show them.
-    fn discovered(&mut self, mut finished: Vec<Observation>) -> Vec<Observation> {
-        if !self.discovers {
-            return finished;
-        }
-        let before = self.slos.len();
-        for observation in &mut finished {
-            self.discover(observation);
-        }
-        if self.slos.len() > before {
-            self.fleet.set_slos(self.slos.clone());
-        }
-        finished
-    }
-
-    fn discover(&mut self, observation: &mut Observation) {
-        let mut roots: Vec<usize> =
-            (0..observation.edges.len()).filter(|edge| observation.edges[*edge].key.caller.is_none()).collect();
-        roots.sort_by(|a, b| observation.edges[*b].calls.total_cmp(&observation.edges[*a].calls));
-        for root in roots {
-            let edge = &observation.edges[root];
-            let (service, operation) = (edge.key.callee.clone(), edge.key.operation.clone());
-            let is_known =
-                self.slos.iter().any(|slo| slo.service == service && slo.operation.as_ref() == Some(&operation));
-            let is_room = self.slos.len() < ENTRIES_MAX * PERCENTILES.len();
-            if !is_known && is_room {
-                self.slos.extend(PERCENTILES.map(|percentile| Slo {
-                    name: format!("{service} {operation} p{percentile}"),
-                    service: service.clone(),
-                    operation: Some(operation.clone()),
-                    percentile,
-                    target: Micros::new(u64::MAX),
-                }));
-            }
-        }
-        for slo in &self.slos {
-            if observation.objectives.iter().any(|objective| objective.slo == slo.name) {
-                continue;
-            }
-            let covered = observation.edges.iter().find(|edge| {
-                edge.key.caller.is_none() && slo.covers(&edge.key.callee, &edge.key.operation) && edge.server.is_some()
-            });
-            if let Some((edge, server)) = covered.and_then(|edge| Some((edge, edge.server?))) {
-                let latency_us = f64::from(server.at(slo.percentile));
-                let objective = sage_causal::observation::ObjectiveObservation {
-                    slo: slo.name.clone(),
-                    calls: edge.calls,
-                    latency_us,
-                };
-                observation.objectives.push(objective);
-            }
+        for time in steps.take_while(|time| *time >= begin) {
+            self.fleet.metric(node, place, metric, Timestamp::from_micros(time), sample.value());
         }
     }
 }
@@ -369,18 +372,4 @@ impl Merged {
             Merge::Mean => self.total / self.count.max(1.0),
         }
     }
-}
-
-fn series_key(whose: &Resource, point: &Point) -> u64 {
-    let parts = [&whose.service, &whose.instance, &whose.host].map(|part| part.as_deref().unwrap_or_default());
-    let mut text = parts.join("\u{1}");
-    text.push('\u{1}');
-    text += &point.name;
-    for (key, value) in &point.attributes {
-        text += "\u{1}";
-        text += key;
-        text += "\u{2}";
-        text += value;
-    }
-    xxh3_64(text.as_bytes())
 }

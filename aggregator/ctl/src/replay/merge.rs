@@ -2,31 +2,34 @@
 //!
 //! Within a file requests may be out of order as far as the fleet's lateness covers. A request that lies far ahead of the
 //! one behind it in the same file has a broken clock and is left out: otherwise it would end the recording. Memory: two
-//! decoded requests per file.
+//! decoded requests per file, and a few more of metrics at the beginning.
 
-use std::collections::VecDeque;
+use std::{
+    collections::{HashMap, VecDeque},
+    path::Path,
+};
 
-use sage_causal::observation::Observation;
 use sage_common::{Micros, Timestamp};
-use sage_node_agent::parse::recorded;
 
+pub use super::batch::ReadCounters;
 use super::{
-    feed::{Feed, LEAD, Placed},
-    input::{Encoding, Input, InputError, Request},
-    points::{self, Point, Resource},
+    batch::Batch,
+    feed::LEAD,
+    input::{Input, InputError, Place, REQUEST_BYTES_MAX, Request},
+    streams::{Finished, Streams},
 };
 
 /// A request that begins this much after its successor has a broken clock: exporters' batches overlap by seconds.
 const AHEAD_MAX: Micros = Micros::from_secs(3_600);
-
-/// Spans within a request that end this much after its middle one are of a broken clock: requests hold seconds.
-const SPREAD_MAX: Micros = Micros::from_secs(3_600);
 
 /// Bad requests whose place and fault are told; the rest is counted.
 pub const PROBLEMS_MAX: usize = 20;
 
 /// Between two moves of time within a request.
 const STEP: Micros = Micros::from_millis(500);
+
+/// Requests of metrics looked at to find out how far samples are apart.
+const PEEKED: usize = 4;
 
 /// What a file holds.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -37,40 +40,36 @@ pub enum Content {
     Metrics,
 }
 
-/// What was read and what could not be.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct ReadCounters {
-    /// Requests.
-    pub requests: u64,
-    /// Of those, damaged ones, and files that end early.
-    pub bad: u64,
-    /// Spans.
-    pub spans: u64,
-    /// Spans without a usable id.
-    pub invalid_ids: u64,
-    /// Spans that end before they start, or last longer than anyone means; kept with another duration.
-    pub odd_durations: u64,
-    /// Spans and points far away from everything around them.
-    pub broken_clocks: u64,
-    /// Data points.
-    pub points: u64,
-    /// The first bad requests: file, line, fault.
-    pub problems: Vec<String>,
-}
-
-/// One decoded request.
-#[derive(Debug, Default)]
-struct Batch {
-    first: Timestamp,
-    spans: Vec<Placed>,
-    points: Vec<(Resource, Point)>,
-}
-
 struct Source {
     input: Input,
     content: Content,
     ahead: VecDeque<Batch>,
+    usable: u64, // requests that held something
     is_over: bool,
+}
+
+impl Source {
+    /// When its next request is due; metrics are read early.
+    fn due(&self) -> Option<Timestamp> {
+        let first = self.ahead.front()?.first;
+        Some(if self.content == Content::Metrics { first - LEAD } else { first })
+    }
+}
+
+impl Source {
+    /// What to say of a file that held nothing at all.
+    fn useless(&self) -> Option<String> {
+        let path = self.input.path().display();
+        let (wanted, other) = match self.content {
+            Content::Traces => ("spans", "metrics"),
+            Content::Metrics => ("data points", "traces"),
+        };
+        match (self.usable, self.input.place().0) {
+            (0, 0) => Some(format!("{path} is empty")),
+            (0, _) => Some(format!("{path} holds no {wanted} that can be used; is it a file of {other}?")),
+            _ => None,
+        }
+    }
 }
 
 /// The files of one recording.
@@ -88,7 +87,26 @@ impl Recording {
 
     /// Adds a file.
     pub fn add(&mut self, input: Input, content: Content) {
-        self.sources.push(Source { input, content, ahead: VecDeque::new(), is_over: false });
+        self.sources.push(Source { input, content, ahead: VecDeque::new(), usable: 0, is_over: false });
+    }
+
+    /// Opens a file and adds it. One that does not even begin is noted, and the rest is read.
+    ///
+    /// # Errors
+    ///
+    /// [`InputError::Open`] when it is not there; when strict, anything.
+    pub fn open(&mut self, path: &Path, content: Content) -> Result<(), ReadError> {
+        match Input::open(path) {
+            Ok(input) => self.add(input, content),
+            Err(error @ InputError::Open { .. }) => return Err(error.into()),
+            Err(error) => self.problem(error.into())?,
+        }
+        Ok(())
+    }
+
+    /// How many files it has.
+    pub fn files(&self) -> usize {
+        self.sources.len()
     }
 
     /// What was read so far.
@@ -96,67 +114,109 @@ impl Recording {
         &self.counters
     }
 
-    /// Feeds the next request in time to `feed` and gives what that finishes; `None` at the end.
+    /// Notes something that could not be read.
+    ///
+    /// # Errors
+    ///
+    /// `error` itself when strict.
+    pub fn problem(&mut self, error: ReadError) -> Result<(), ReadError> {
+        self.counters.bad += 1;
+        if self.is_strict {
+            return Err(error);
+        }
+        if self.counters.problems.len() < PROBLEMS_MAX {
+            self.counters.problems.push(error.to_string());
+        }
+        Ok(())
+    }
+
+    /// How far samples of the same series are apart, by the first requests of metrics; the median.
     ///
     /// # Errors
     ///
     /// [`ReadError`] when strict, at the first thing that is bad.
-    pub fn step(&mut self, feed: &mut Feed) -> Result<Option<Vec<Observation>>, ReadError> {
+    pub fn interval(&mut self) -> Result<Option<Micros>, ReadError> {
+        let (mut last, mut apart) = (HashMap::new(), Vec::new());
         for at in 0..self.sources.len() {
-            self.read_ahead(at, feed)?;
+            if self.sources[at].content == Content::Metrics {
+                self.fill(at, PEEKED, None)?;
+                self.sources[at].ahead.iter().for_each(|batch| batch.intervals(&mut last, &mut apart));
+            }
         }
-        let due = |source: &Source| {
-            let first = source.ahead.front()?.first;
-            Some(if source.content == Content::Metrics { first - LEAD } else { first })
-        };
-        let next = (0..self.sources.len())
-            .filter(|at| due(&self.sources[*at]).is_some())
-            .min_by_key(|at| due(&self.sources[*at]));
+        apart.sort();
+        Ok(apart.get(apart.len() / 2).copied())
+    }
+
+    /// Feeds what comes next in time to `streams` and gives what that finishes; `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError`] when strict, at the first thing that is bad.
+    pub fn step(&mut self, streams: &mut Streams) -> Result<Option<Finished>, ReadError> {
+        for at in 0..self.sources.len() {
+            self.read_ahead(at, streams)?;
+        }
+        let due = |at: &usize| self.sources[*at].due();
+        let next = (0..self.sources.len()).filter(|at| due(at).is_some()).min_by_key(due);
         let Some(next) = next else { return Ok(None) };
-        let at = due(&self.sources[next]).unwrap_or_default();
-        let Some(batch) = self.sources[next].ahead.pop_front() else { return Ok(None) };
-        let mut finished = feed.advance(at);
-        feed.points(batch.points);
-        let mut now = at;
-        for placed in &batch.spans {
+        let others = (0..self.sources.len()).filter(|at| *at != next);
+        let until = others.filter_map(|at| due(&at)).min().unwrap_or(Timestamp::from_micros(u64::MAX));
+        let Some(mut now) = due(&next) else { return Ok(None) };
+        let source = &mut self.sources[next];
+        let Some(batch) = source.ahead.front_mut() else { return Ok(None) };
+        let mut finished = streams.advance(now);
+        streams.points(&std::mem::take(&mut batch.points));
+        while let Some(placed) = batch.spans.get(batch.given) {
             let end = placed.span.end();
             if end > now + STEP {
+                if end > until {
+                    batch.first = end; // another file is first
+                    return Ok(Some(finished));
+                }
                 now = end;
-                finished.extend(feed.advance(now));
+                finished.extend(streams.advance(now));
             }
-            feed.span(placed);
+            streams.span(placed);
+            batch.given += 1;
         }
+        source.ahead.pop_front();
         Ok(Some(finished))
     }
 
     /// Keeps two requests of the file at hand, and drops the first if the second lies far before it.
-    fn read_ahead(&mut self, at: usize, feed: &mut Feed) -> Result<(), ReadError> {
+    fn read_ahead(&mut self, at: usize, streams: &mut Streams) -> Result<(), ReadError> {
         loop {
-            let source = &mut self.sources[at];
-            while source.ahead.len() < 2 && !source.is_over {
-                match read(source, feed, &mut self.counters) {
-                    Ok(Some(batch)) => source.ahead.push_back(batch),
-                    Ok(None) => source.is_over = true,
-                    Err(error) => {
-                        source.is_over = matches!(error, ReadError::Input(_));
-                        self.counters.bad += 1;
-                        if self.is_strict {
-                            return Err(error);
-                        }
-                        if self.counters.problems.len() < PROBLEMS_MAX {
-                            self.counters.problems.push(error.to_string());
-                        }
-                    }
-                }
-            }
-            let is_broken = source.ahead.len() > 1 && source.ahead[0].first > source.ahead[1].first + AHEAD_MAX;
+            self.fill(at, 2, Some(streams))?;
+            let ahead = &mut self.sources[at].ahead;
+            let is_broken = ahead.len() > 1 && ahead[0].first > ahead[1].first + AHEAD_MAX;
             if !is_broken {
                 return Ok(());
             }
-            if let Some(broken) = source.ahead.pop_front() {
-                self.counters.broken_clocks += (broken.spans.len() + broken.points.len()) as u64;
+            if let Some(broken) = ahead.pop_front() {
+                self.counters.broken_clocks += (broken.spans.len() - broken.given + broken.points.len()) as u64;
             }
         }
+    }
+
+    /// Decodes until `count` requests of the file are at hand.
+    fn fill(&mut self, at: usize, count: usize, mut streams: Option<&mut Streams>) -> Result<(), ReadError> {
+        while self.sources[at].ahead.len() < count && !self.sources[at].is_over {
+            match read(&mut self.sources[at], streams.as_deref_mut(), &mut self.counters) {
+                Ok(Some(batch)) => {
+                    self.sources[at].usable += 1;
+                    self.sources[at].ahead.push_back(batch);
+                }
+                Ok(None) => {
+                    self.sources[at].is_over = true;
+                    self.counters.useless.extend(self.sources[at].useless());
+                }
+                Err(error) => {
+                    self.sources[at].is_over = matches!(error, ReadError::Input(_));
+                    self.problem(error)?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -173,27 +233,31 @@ pub enum ReadError {
         /// The file.
         path: String,
         /// Where.
-        place: super::input::Place,
+        place: Place,
         /// What is wrong.
         fault: String,
     },
 }
 
-/// The next request that holds anything.
-fn read(source: &mut Source, feed: &mut Feed, counters: &mut ReadCounters) -> Result<Option<Batch>, ReadError> {
+/// The next request that holds anything. Without `streams` spans go nowhere, so only metrics are read.
+fn read(
+    source: &mut Source,
+    mut streams: Option<&mut Streams>,
+    counters: &mut ReadCounters,
+) -> Result<Option<Batch>, ReadError> {
     loop {
-        let (encoding, content) = (source.input.encoding(), source.content);
-        let decoded = match source.input.next_request()? {
-            None => return Ok(None),
-            Some(Request::TooLong) => Err(format!("longer than {} bytes", super::input::REQUEST_BYTES_MAX)),
-            Some(Request::Whole(bytes)) => match content {
-                Content::Traces => spans(bytes, encoding, feed, counters),
-                Content::Metrics => samples(bytes, encoding, counters),
-            },
+        let encoding = source.input.encoding();
+        let decoded = match (source.input.next_request()?, source.content, streams.as_deref_mut()) {
+            (None, ..) => return Ok(None),
+            (Some(Request::TooLong), ..) => Err(format!("longer than {REQUEST_BYTES_MAX} bytes")),
+            (Some(Request::Whole(bytes)), Content::Traces, Some(streams)) => {
+                Batch::of_spans(bytes, encoding, &mut streams.spans, counters)
+            }
+            (Some(Request::Whole(bytes)), ..) => Batch::of_points(bytes, encoding, counters),
         };
         counters.requests += 1;
         match decoded {
-            Ok(batch) if batch.spans.is_empty() && batch.points.is_empty() => {}
+            Ok(batch) if batch.is_over() => counters.empty += 1,
             Ok(batch) => return Ok(Some(batch)),
             Err(fault) => {
                 let path = source.input.path().display().to_string();
@@ -201,55 +265,4 @@ fn read(source: &mut Source, feed: &mut Feed, counters: &mut ReadCounters) -> Re
             }
         }
     }
-}
-
-fn spans(bytes: &[u8], encoding: Encoding, feed: &mut Feed, counters: &mut ReadCounters) -> Result<Batch, String> {
-    let mut spans: Vec<Placed> = Vec::new();
-    let mut whose = (String::new(), None::<String>, None);
-    let sink = |origin: &recorded::Origin<'_>, span| {
-        if whose.2.is_none() || whose.0 != origin.service || whose.1.as_deref() != origin.host {
-            feed.note_name(origin.service);
-            let node = feed.node(origin.service, origin.host);
-            whose = (origin.service.to_owned(), origin.host.map(str::to_owned), node);
-        }
-        if let Some(node) = whose.2 {
-            spans.push(Placed { node: node as u32, span });
-        }
-    };
-    let tally = match encoding {
-        Encoding::Json => recorded::decode_json(bytes, sink),
-        Encoding::Protobuf | Encoding::ProtobufVarint => recorded::decode_protobuf(bytes, sink),
-    };
-    let tally = tally.map_err(|error| error.to_string())?;
-    counters.spans += tally.spans;
-    counters.invalid_ids += tally.invalid_ids;
-    counters.odd_durations += tally.reversed + tally.clamped;
-    spans.sort_by_key(|placed| placed.span.end());
-    let middle = spans.get(spans.len() / 2).map(|placed| placed.span.end()).unwrap_or_default();
-    let before = spans.len();
-    spans.retain(|placed| {
-        let end = placed.span.end();
-        end <= middle + SPREAD_MAX && end + SPREAD_MAX >= middle
-    });
-    counters.broken_clocks += (before - spans.len()) as u64;
-    let first = spans.first().map(|placed| placed.span.end()).unwrap_or_default();
-    Ok(Batch { first, spans, points: Vec::new() })
-}
-
-fn samples(bytes: &[u8], encoding: Encoding, counters: &mut ReadCounters) -> Result<Batch, String> {
-    let mut points = Vec::new();
-    let sink = |whose: &Resource, point| points.push((whose.clone(), point));
-    match encoding {
-        Encoding::Json => points::decode_json(bytes, sink),
-        Encoding::Protobuf | Encoding::ProtobufVarint => points::decode_protobuf(bytes, sink),
-    }
-    .map_err(|error| error.to_string())?;
-    counters.points += points.len() as u64;
-    points.sort_by_key(|(_, point)| point.at);
-    let middle = points.get(points.len() / 2).map(|(_, point)| point.at).unwrap_or_default();
-    let before = points.len();
-    points.retain(|(_, point)| point.at <= middle + SPREAD_MAX && point.at + SPREAD_MAX >= middle);
-    counters.broken_clocks += (before - points.len()) as u64;
-    let first = points.first().map(|(_, point)| point.at).unwrap_or_default();
-    Ok(Batch { first, spans: Vec::new(), points })
 }

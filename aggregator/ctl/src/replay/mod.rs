@@ -1,11 +1,17 @@
 //! Recorded telemetry through both cores: files in, observations and verdicts out.
 
+pub mod batch;
+pub mod callgraph;
+pub mod entries;
 pub mod feed;
 pub mod input;
+pub mod kinds;
 pub mod latency;
 pub mod merge;
 pub mod names;
 pub mod points;
+pub mod streams;
 pub mod study;
+pub mod tell;
 pub mod time;
 pub mod watch;

@@ -1,12 +1,15 @@
-//! Which of our metrics a recorded name stands for: OpenTelemetry's semantic conventions, node_exporter's and cAdvisor's
-//! names, and a user's own table before them. Pure.
+//! What a recorded name stands for: OpenTelemetry's semantic conventions, node_exporter's and cAdvisor's names, and a
+//! user's own table before them. Pure.
 
 use std::collections::BTreeMap;
 
 use sage_common::Metric;
 use thiserror::Error;
 
-use super::points::{Kind, Point};
+use super::{
+    latency::{self, Said, Whose},
+    points::{Kind, Point},
+};
 
 /// Unknown names remembered: more are counted under the last.
 const UNKNOWN_MAX: usize = 1_000;
@@ -37,6 +40,22 @@ pub struct Rule {
     pub is_of_node: bool,
 }
 
+/// What a point is about.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Meaning {
+    /// One of our metrics.
+    Usage(Rule),
+    /// How long requests took, how many there were, how many succeeded.
+    Latency(Whose, Said),
+}
+
+/// A row of a user's table.
+#[derive(Clone, Debug, PartialEq)]
+enum Row {
+    Usage(Rule),
+    Latency { name: String, factor: f64 },
+}
+
 /// Why a user's table cannot be used.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
 #[error("line {line} of the map: {what}")]
@@ -50,12 +69,13 @@ pub struct MapError {
 /// The table, and what it did not know.
 #[derive(Debug, Default)]
 pub struct Names {
-    own: BTreeMap<String, Rule>,
+    own: BTreeMap<String, Row>,
     unknown: BTreeMap<String, u64>,
 }
 
 impl Names {
-    /// A table with a user's rows: `NAME METRIC [FACTOR]` a line, `#` begins a comment.
+    /// A table with a user's rows: `NAME METRIC [FACTOR]` a line, `#` begins a comment. METRIC is one of ours, or
+    /// `latency_pNN` (seconds), `requests`, `rate`, `success_ratio` or `error_ratio` of what a service answered.
     ///
     /// # Errors
     ///
@@ -74,16 +94,30 @@ impl Names {
                 }
                 _ => return Err(failed("want NAME METRIC [FACTOR]".to_owned())),
             };
-            let known = Metric::ALL.into_iter().find(|known| known.name() == metric);
-            let metric = known.ok_or_else(|| failed(format!("no metric is called {metric:?}")))?;
-            own.insert(name.to_owned(), Rule { factor, ..rule(metric) });
+            let row = match Metric::ALL.into_iter().find(|known| known.name() == metric) {
+                Some(known) => Row::Usage(Rule { factor, ..rule(known) }),
+                None if latency::of_name(metric, 0.0, "s").is_some() => {
+                    Row::Latency { name: metric.to_owned(), factor }
+                }
+                None => return Err(failed(format!("no metric is called {metric:?}"))),
+            };
+            own.insert(name.to_owned(), row);
         }
         Ok(Self { own, unknown: BTreeMap::new() })
     }
 
-    /// The row of `point`; one that is in no table is counted.
-    pub fn find(&mut self, point: &Point) -> Option<Rule> {
-        let found = self.own.get(&point.name).cloned().or_else(|| known(point));
+    /// What `point` is about; one that is in no table is counted.
+    pub fn find(&mut self, point: &Point) -> Option<Meaning> {
+        let of_row = |row: &Row| match row {
+            Row::Usage(rule) => Some(Meaning::Usage(rule.clone())),
+            Row::Latency { name, factor } => {
+                Some(Meaning::Latency(Whose::Served, latency::of_name(name, factor * point.value, "s")?))
+            }
+        };
+        let found = match self.own.get(&point.name) {
+            Some(row) => of_row(row),
+            None => known(point),
+        };
         if found.is_none() {
             let is_room = self.unknown.len() < UNKNOWN_MAX || self.unknown.contains_key(&point.name);
             let name = if is_room { point.name.as_str() } else { "(further names)" };
@@ -92,7 +126,7 @@ impl Names {
                 None => drop(self.unknown.insert(name.to_owned(), 1)),
             }
         }
-        found.map(|rule| if point.unit == "%" { Rule { factor: rule.factor / 100.0, ..rule } } else { rule })
+        found
     }
 
     /// Names in no table, with their points.
@@ -115,8 +149,13 @@ fn attribute<'a>(point: &'a Point, keys: &[&str]) -> &'a str {
     found.map_or("", |(_, value)| value.as_str())
 }
 
-fn known(point: &Point) -> Option<Rule> {
-    of_instance(point).or_else(|| of_node(point))
+fn known(point: &Point) -> Option<Meaning> {
+    if let Some((whose, said)) = latency::said(point) {
+        return Some(Meaning::Latency(whose, said));
+    }
+    let rule = of_instance(point).or_else(|| of_node(point))?;
+    let factor = if point.unit == "%" { rule.factor / 100.0 } else { rule.factor };
+    Some(Meaning::Usage(Rule { factor, ..rule }))
 }
 
 fn of_instance(point: &Point) -> Option<Rule> {
@@ -216,13 +255,21 @@ mod tests {
         }
     }
 
+    fn rule_of(names: &mut Names, point: &Point) -> Option<Rule> {
+        match names.find(point)? {
+            Meaning::Usage(rule) => Some(rule),
+            Meaning::Latency(..) => None,
+        }
+    }
+
     #[test]
     fn three_dialects_name_the_same_metric() {
         let mut names = Names::default();
         for name in ["container.cpu.time", "k8s.pod.cpu.usage", "container_cpu_usage_seconds_total"] {
-            assert_eq!(names.find(&point(name, &[])).expect("known").metric, Metric::CpuUsed, "{name}");
+            assert_eq!(rule_of(&mut names, &point(name, &[])).expect("known").metric, Metric::CpuUsed, "{name}");
         }
-        let idle = names.find(&point("node_cpu_seconds_total", &[("cpu", "0"), ("mode", "idle")])).expect("known");
+        let idle = point("node_cpu_seconds_total", &[("cpu", "0"), ("mode", "idle")]);
+        let idle = rule_of(&mut names, &idle).expect("known");
         assert!(idle.is_complement && idle.is_of_node && idle.merge == Merge::Mean);
         assert_eq!(names.find(&point("node_cpu_seconds_total", &[("mode", "user")])), None);
     }
@@ -239,10 +286,8 @@ mod tests {
     #[test]
     fn a_users_table_comes_first_and_is_checked() {
         let mut names = Names::with_map("# ours\nshop.cpu cpu_used 0.001 # millicores\n\n").expect("valid");
-        assert_eq!(
-            names.find(&point("shop.cpu", &[])).map(|rule| (rule.metric, rule.factor)),
-            Some((Metric::CpuUsed, 0.001))
-        );
+        let found = rule_of(&mut names, &point("shop.cpu", &[])).map(|rule| (rule.metric, rule.factor));
+        assert_eq!(found, Some((Metric::CpuUsed, 0.001)));
         for (text, line) in [("a b c d", 1), ("\na heat", 2), ("a cpu_used -1", 1)] {
             assert_eq!(Names::with_map(text).expect_err("wrong").line, line, "{text}");
         }
@@ -251,6 +296,15 @@ mod tests {
     #[test]
     fn a_percentage_becomes_a_share() {
         let percent = Point { unit: "%".to_owned(), ..point("k8s.node.cpu.utilization", &[]) };
-        assert_eq!(Names::default().find(&percent).expect("known").factor, 0.01);
+        assert_eq!(rule_of(&mut Names::default(), &percent).expect("known").factor, 0.01);
+    }
+
+    #[test]
+    fn a_users_table_names_latencies_too() {
+        let mut names = Names::with_map("shop.millis latency_p95 0.001\nshop.hits requests").expect("valid");
+        let said = |names: &mut Names, name, value| names.find(&Point { value, ..point(name, &[]) });
+        let p95 = Meaning::Latency(Whose::Served, Said::Percentile(95.0, 250_000.0));
+        assert_eq!(said(&mut names, "shop.millis", 250.0), Some(p95));
+        assert_eq!(said(&mut names, "shop.hits", 7.0), Some(Meaning::Latency(Whose::Served, Said::Requests(7.0))));
     }
 }

@@ -1,7 +1,6 @@
 //! Data points of `ExportMetricsServiceRequest`, in JSON or protobuf, as plain numbers with names.
 //!
-//! Gauges and sums are read; histograms and summaries are counted as not used by whoever asks for their name. Values
-//! that are no numbers are left out.
+//! Gauges and sums are read. Histograms, summaries, and values that are no numbers are left out and counted.
 
 use std::borrow::Cow;
 
@@ -12,9 +11,10 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message;
 use sage_common::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use serde_json::Value;
 use thiserror::Error;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Longest text of a name or an attribute that is looked at.
 const TEXT_MAX: usize = 300;
@@ -73,12 +73,30 @@ pub struct Point {
     pub kind: Kind,
 }
 
-/// Hands every point of a request in JSON to `sink`.
+impl Point {
+    /// Names the series it is of, with `whose`.
+    pub fn series(&self, whose: &Resource) -> u64 {
+        let parts = [&whose.service, &whose.instance, &whose.host].map(|part| part.as_deref().unwrap_or_default());
+        let mut text = parts.join("\u{1}");
+        text.push('\u{1}');
+        text += &self.name;
+        for (key, value) in &self.attributes {
+            text += "\u{1}";
+            text += key;
+            text += "\u{2}";
+            text += value;
+        }
+        xxh3_64(text.as_bytes())
+    }
+}
+
+/// Hands every point of a request in JSON to `sink`, and says how many could not be read.
 ///
 /// # Errors
 ///
 /// [`PointsError::Json`]; `sink` has not been called then.
-pub fn decode_json(request: &[u8], mut sink: impl FnMut(&Resource, Point)) -> Result<(), PointsError> {
+pub fn decode_json(request: &[u8], mut sink: impl FnMut(&Resource, Point)) -> Result<u64, PointsError> {
+    let mut unreadable = 0;
     let request: JsonRequest<'_> = serde_json::from_slice(request)?;
     for resource in request.resource_metrics {
         let mut whose = Resource::default();
@@ -86,8 +104,12 @@ pub fn decode_json(request: &[u8], mut sink: impl FnMut(&Resource, Point)) -> Re
             whose.set(&attribute.key, &attribute.text());
         }
         for metric in resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics) {
+            unreadable += metric.others();
             for (point, kind) in metric.points() {
-                let (Some(value), Some(at)) = (point.value(), point.at()) else { continue };
+                let (Some(value), Some(at)) = (point.value(), point.at()) else {
+                    unreadable += 1;
+                    continue;
+                };
                 let mut attributes: Vec<(String, String)> =
                     point.attributes.iter().map(|pair| (cut(&pair.key), pair.text())).collect();
                 attributes.sort();
@@ -96,15 +118,16 @@ pub fn decode_json(request: &[u8], mut sink: impl FnMut(&Resource, Point)) -> Re
             }
         }
     }
-    Ok(())
+    Ok(unreadable)
 }
 
-/// Hands every point of a request in protobuf to `sink`.
+/// Hands every point of a request in protobuf to `sink`, and says how many could not be read.
 ///
 /// # Errors
 ///
 /// [`PointsError::Protobuf`]; `sink` has not been called then.
-pub fn decode_protobuf(request: &[u8], mut sink: impl FnMut(&Resource, Point)) -> Result<(), PointsError> {
+pub fn decode_protobuf(request: &[u8], mut sink: impl FnMut(&Resource, Point)) -> Result<u64, PointsError> {
+    let mut unreadable = 0;
     let request = ExportMetricsServiceRequest::decode(request)?;
     for resource in request.resource_metrics {
         let mut whose = Resource::default();
@@ -115,10 +138,16 @@ pub fn decode_protobuf(request: &[u8], mut sink: impl FnMut(&Resource, Point)) -
             let (points, kind) = match metric.data {
                 Some(Data::Gauge(gauge)) => (gauge.data_points, Kind::Gauge),
                 Some(Data::Sum(sum)) => (sum.data_points, kind_of(sum.aggregation_temporality, sum.is_monotonic)),
-                _ => continue,
+                other => {
+                    unreadable += others(other.as_ref());
+                    continue;
+                }
             };
             for point in points {
-                let Some(value) = number(&point) else { continue };
+                let Some(value) = number(&point).filter(|_| point.time_unix_nano > 0) else {
+                    unreadable += 1;
+                    continue;
+                };
                 let mut attributes: Vec<(String, String)> =
                     point.attributes.iter().map(|pair| (cut(&pair.key), text_of(pair))).collect();
                 attributes.sort();
@@ -128,7 +157,18 @@ pub fn decode_protobuf(request: &[u8], mut sink: impl FnMut(&Resource, Point)) -
             }
         }
     }
-    Ok(())
+    Ok(unreadable)
+}
+
+/// Data points of the kinds that are not read.
+fn others(data: Option<&Data>) -> u64 {
+    let count = match data {
+        Some(Data::Histogram(data)) => data.data_points.len(),
+        Some(Data::ExponentialHistogram(data)) => data.data_points.len(),
+        Some(Data::Summary(data)) => data.data_points.len(),
+        _ => 0,
+    };
+    count as u64
 }
 
 impl Resource {
@@ -214,6 +254,20 @@ struct JsonMetric<'a> {
     gauge: Option<JsonData<'a>>,
     #[serde(borrow, default)]
     sum: Option<JsonData<'a>>,
+    #[serde(default)]
+    histogram: Option<JsonOther>,
+    #[serde(default, alias = "exponential_histogram", rename = "exponentialHistogram")]
+    exponential: Option<JsonOther>,
+    #[serde(default)]
+    summary: Option<JsonOther>,
+}
+
+/// Data that is only counted.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct JsonOther {
+    #[serde(default, alias = "data_points")]
+    data_points: Vec<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -249,6 +303,12 @@ struct JsonPair<'a> {
 }
 
 impl JsonMetric<'_> {
+    /// Data points of the kinds that are not read.
+    fn others(&self) -> u64 {
+        let all = [&self.histogram, &self.exponential, &self.summary];
+        all.into_iter().flatten().map(|data| data.data_points.len() as u64).sum()
+    }
+
     fn points(&self) -> impl Iterator<Item = (&JsonPoint<'_>, Kind)> {
         let gauge = self.gauge.iter().flat_map(|data| data.data_points.iter().map(|point| (point, Kind::Gauge)));
         let sum = self.sum.iter().flat_map(|data| {
@@ -273,7 +333,7 @@ impl JsonPoint<'_> {
             Value::String(digits) => digits.parse::<u64>().ok()?,
             other => other.as_u64()?,
         };
-        Some(Timestamp::from_micros(nanos / 1_000))
+        (nanos > 0).then(|| Timestamp::from_micros(nanos / 1_000))
     }
 }
 
@@ -326,13 +386,13 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_none_are_left_out() {
-        let all = points(
-            r#"{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"a","gauge":{"dataPoints":[
+    fn numbers_that_are_none_are_left_out_and_counted() {
+        let request = r#"{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"a","gauge":{"dataPoints":[
             {"timeUnixNano":"1","asDouble":"NaN"},{"timeUnixNano":"1","asDouble":true},{"timeUnixNano":"x","asDouble":1},
-            {"timeUnixNano":"1"},{"timeUnixNano":"1000","asDouble":"Infinity"}]}}]}]}]}"#,
-        );
-        assert_eq!(all, []);
+            {"timeUnixNano":"1"},{"timeUnixNano":"1000","asDouble":"Infinity"}]}},
+            {"name":"h","histogram":{"dataPoints":[{"count":"3"}]}}]}]}]}"#;
+        let unreadable = decode_json(request.as_bytes(), |_, point| panic!("{point:?}")).expect("valid");
+        assert_eq!(unreadable, 6);
     }
 
     #[test]

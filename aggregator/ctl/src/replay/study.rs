@@ -38,6 +38,12 @@ pub enum StudyError {
     /// Nothing to learn from.
     #[error("cannot learn what is normal")]
     Model(#[from] ModelError),
+    /// Nothing is known of the time that was healthy.
+    #[error("no window with latencies lies in the time to learn from; --train says when nothing was wrong")]
+    NoTraining,
+    /// Nothing is known of the time that is asked about.
+    #[error("no window with latencies lies in the period")]
+    NoPeriod,
     /// No entry operation has latencies both in training and in the period.
     #[error(
         "no entry operation has latencies both in the {training} training windows and in the {period} of the period"
@@ -89,6 +95,12 @@ struct Entry {
 ///
 /// [`StudyError`].
 pub fn answer(training: &[Observation], period: &[Observation], slos: &[Slo]) -> Result<Answer, StudyError> {
+    if period.is_empty() {
+        return Err(StudyError::NoPeriod);
+    }
+    if training.is_empty() {
+        return Err(StudyError::NoTraining);
+    }
     let none = || StudyError::NoEntry { training: training.len(), period: period.len() };
     let entries = slos.iter().filter_map(|slo| entry(slo, training, period));
     let worst = entries.max_by(|a, b| a.degradation().total_cmp(&b.degradation())).ok_or_else(none)?;

@@ -91,6 +91,25 @@ fn civil(days: u64) -> (u64, u64, u64) {
     (year_of_era + era * 400 + u64::from(month <= 2), month, day)
 }
 
+/// A stretch as `FROM..TO`.
+pub fn words(period: &Period) -> String {
+    format!("{}..{}", format(period.start), format(period.end))
+}
+
+/// What is between, before and behind `periods`, which are in order.
+pub fn outside(periods: &[Period]) -> Vec<Period> {
+    let mut free = Vec::new();
+    let mut from = Timestamp::default();
+    for period in periods {
+        if from < period.start {
+            free.push(Period { start: from, end: period.start });
+        }
+        from = from.max(period.end);
+    }
+    free.push(Period { start: from, end: Timestamp::from_micros(u64::MAX) });
+    free
+}
+
 /// A stretch of time, its end not included.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Period {
