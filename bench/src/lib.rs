@@ -11,3 +11,4 @@ pub mod load;
 pub mod report;
 pub mod simulate;
 pub mod topology;
+pub mod training;

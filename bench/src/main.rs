@@ -11,6 +11,7 @@ use sage_bench::{
     eval::command::{self as evaluation, EvalArgs, ReportArgs},
     hog::{self, Hog},
     simulate::command::{self as simulation, SimulateArgs},
+    training::{self, TrainingArgs},
 };
 
 use crate::commands::{AppArgs, LoadArgs};
@@ -40,6 +41,8 @@ enum Command {
     Eval(EvalArgs),
     /// Make the page of an evaluation again from its results
     Report(ReportArgs),
+    /// Time the training of one service's nets
+    Training(TrainingArgs),
     /// Take up a resource (started by `demo`)
     #[command(hide = true, subcommand)]
     Hog(Hog),
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Simulate(args) => simulation::run(&args),
         Command::Eval(args) => evaluation::eval(&args),
         Command::Report(args) => evaluation::report(&args),
+        Command::Training(args) => training::run(&args),
         Command::Hog(hog) => hog::run(hog).map(|()| ExitCode::SUCCESS),
     };
     outcome.unwrap_or_else(|error| {
