@@ -8,7 +8,7 @@ use crate::{
     engine,
     frame::Frame,
     normals::Normals,
-    null::{GroupNull, Null},
+    null::{GroupNull, Null, upper},
     observation::{EdgeKey, Observation},
     pool,
     resource::group_score,
@@ -51,25 +51,34 @@ pub fn null(edges: &BTreeSet<EdgeKey>, skeletons: &Skeletons, folds: &[Fold<'_>]
 
 /// The null of the resource groups.
 pub fn group_null(edges: &BTreeSet<EdgeKey>, skeletons: &Skeletons, folds: &[Fold<'_>]) -> GroupNull {
-    let mut null = GroupNull::default();
+    let mut scores = GroupScores::new();
     for fold in folds {
         for window in fold.windows.iter().step_by(fold.windows.len().div_ceil(LENGTHS.len() * STRETCHES_MAX)) {
             let graph = pool::graph(edges, skeletons, &[]);
             let Some(frame) = Frame::of(&graph, &[window]) else { continue };
             let scene = Scene::new(&graph, &fold.normals, &frame);
             for (service, seen) in graph.services().iter().zip(&scene.services) {
-                add_groups(&mut null, service, &seen.usage);
+                add_groups(&mut scores, service, &seen.usage);
             }
         }
     }
+    let mut null = GroupNull::default();
+    add_upper(&mut null, &scores);
     null
 }
 
-fn add_groups(null: &mut GroupNull, service: &ServiceId, usage: &[UsageScore]) {
+/// The scores of every group of a service, one a window.
+type GroupScores = BTreeMap<(ServiceId, MetricGroup), Vec<f64>>;
+
+fn add_upper(null: &mut GroupNull, scores: &GroupScores) {
+    scores.iter().for_each(|((service, group), scores)| null.add(service, *group, upper(scores)));
+}
+
+fn add_groups(scores: &mut GroupScores, service: &ServiceId, usage: &[UsageScore]) {
     const GROUPS: [MetricGroup; 4] = [MetricGroup::Cpu, MetricGroup::Memory, MetricGroup::Disk, MetricGroup::Network];
     for group in GROUPS {
         if let Some(score) = group_score(usage, group).filter(|score| score.is_finite()) {
-            null.add(service, group, score);
+            scores.entry((service.clone(), group)).or_default().push(score);
         }
     }
 }
@@ -169,13 +178,15 @@ impl Refresh<'_> {
     /// Adds scores to the null of the resource groups.
     pub fn groups(&self, null: &mut GroupNull) {
         let graph = pool::graph(self.edges, self.skeletons, &[]);
+        let mut scores = GroupScores::new();
         for window in self.windows {
             let changed = || self.services.iter().filter(|service| is_since(self.since, service, &[window]));
             let Some(frame) = Frame::of(&graph, &[window]).filter(|_| changed().next().is_some()) else { continue };
             let scene = Scene::new(&graph, self.normals, &frame);
             for (name, number) in changed().filter_map(|name| Some((name, graph.service(name)?))) {
-                add_groups(null, name, &scene.services[number].usage);
+                add_groups(&mut scores, name, &scene.services[number].usage);
             }
         }
+        add_upper(null, &scores);
     }
 }

@@ -87,7 +87,7 @@ impl Null {
 
     /// What `service` must exceed over `windows` pooled windows.
     pub fn floor(&self, windows: usize, service: &ServiceId) -> Floor {
-        let worst = |values: &[f64]| MARGIN * values.iter().copied().fold(0.0, f64::max);
+        let worst = |values: &[f64]| MARGIN * upper(values);
         self.scores(windows, service)
             .map_or(Floor::default(), |scores| Floor { gain: worst(&scores.gains), excess_us: worst(&scores.excesses) })
     }
@@ -116,6 +116,17 @@ impl Null {
         let (_, services) = self.lengths.get(upto.saturating_sub(1))?;
         services.binary_search_by(|(name, _)| name.cmp(service)).ok().map(|at| &services[at].1)
     }
+}
+
+/// Healthy windows are those that met the target: of so many stretches one may hold an incident that was too small to
+/// break it, and does not count.
+const STRETCHES_PER_INCIDENT: usize = 10;
+
+/// The largest of `values` without one in [`STRETCHES_PER_INCIDENT`]; zero where there are none.
+pub fn upper(values: &[f64]) -> f64 {
+    let mut values: Vec<f64> = values.to_vec();
+    values.sort_unstable_by(|a, b| b.total_cmp(a));
+    values.get(values.len() / STRETCHES_PER_INCIDENT).map_or(0.0, |value| value.max(0.0))
 }
 
 /// The largest group score of each service over left-out healthy windows.
