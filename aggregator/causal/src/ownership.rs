@@ -132,6 +132,11 @@ fn vote(x: f64, shift: f64, sd: f64) -> f64 {
     (log_density(x, shift, sd + shift / 2.0) - log_density(x, 0.0, sd + shift / 10.0)).clamp(-VOTE_MAX, VOTE_MAX)
 }
 
+/// Whether the self time of any of a service's operations is far off.
+pub fn is_slow_itself(scene: &Scene<'_>, service: usize) -> bool {
+    self_vote(scene, service) > 0.0
+}
+
 /// A shifted self time speaks for its own service, and never against. A service that runs out of its processor share
 /// now and then shows it in the tail only.
 fn self_vote(scene: &Scene<'_>, service: usize) -> f64 {

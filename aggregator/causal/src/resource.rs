@@ -61,7 +61,7 @@ pub fn name(scene: &Scene<'_>, null: &GroupNull, service: usize, excess: OwnExce
     let mut scored: Vec<(MetricGroup, f64, bool)> = GROUPS
         .into_iter()
         .filter_map(|group| {
-            let score = weight(group, excess.self_share()) * strongest(scene, service, group, excess)?;
+            let score = weight(scene, service, group, excess) * strongest(scene, service, group, excess)?;
             let floor = null.worst(&scene.graph.services()[service], group).clamp(SCORE_MIN, NULL_MAX);
             Some((group, score, score > floor))
         })
@@ -120,10 +120,16 @@ fn replica_apart(scene: &Scene<'_>, service: usize, group: MetricGroup) -> Optio
     (best > SCORE_MIN + REPLICA_MARGIN && best - next > REPLICA_MARGIN).then(|| (instance.clone(), best))
 }
 
-fn weight(group: MetricGroup, self_share: f64) -> f64 {
+/// How much a group's score counts by where the excess sits. A service whose own time is far off is slow itself, and the
+/// gaps around it are what waits for it: they say nothing against the resources of a machine then.
+fn weight(scene: &Scene<'_>, service: usize, group: MetricGroup, excess: OwnExcess) -> f64 {
     match group {
-        MetricGroup::Network if self_share > SELF_SHARES.1 => NETWORK_IF_SELF,
-        MetricGroup::Cpu | MetricGroup::Memory | MetricGroup::Disk if self_share < SELF_SHARES.0 => OTHERS_IF_GAP,
+        MetricGroup::Network if excess.self_share() > SELF_SHARES.1 => NETWORK_IF_SELF,
+        MetricGroup::Cpu | MetricGroup::Memory | MetricGroup::Disk
+            if excess.self_share() < SELF_SHARES.0 && !ownership::is_slow_itself(scene, service) =>
+        {
+            OTHERS_IF_GAP
+        }
         _ => 1.0,
     }
 }
