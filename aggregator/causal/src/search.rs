@@ -1,6 +1,8 @@
 //! Which services must be normal for the target to be met: forward by the largest fall of the percentile, backward from
 //! the largest own excesses, unneeded members dropped.
 
+use std::collections::BTreeMap;
+
 use crate::{
     engine::Recomposer,
     null::{Floor, Null},
@@ -75,10 +77,10 @@ pub struct Found {
 
 /// Searches the set of services to repair.
 pub fn search(engine: &mut dyn Recomposer, scene: &Scene<'_>, question: &Question<'_>) -> Found {
-    let mut search = Search { engine, scene, question, singles: Vec::new() };
+    let mut search = Search { engine, scene, question, singles: Vec::new(), known: BTreeMap::new() };
     search.singles = search.examine();
     let everybody: Vec<usize> = search.singles.iter().map(|single| single.service).collect();
-    let all_normal = search.engine.counterfactual(&everybody);
+    let all_normal = search.counterfactual(&everybody);
     let forward = search.forward();
     let mut set = forward.clone();
     if !search.suffices(&forward) || forward.len() > 1 {
@@ -90,7 +92,7 @@ pub fn search(engine: &mut dyn Recomposer, scene: &Scene<'_>, question: &Questio
     search.prune(&mut set);
     let strength = |service: &usize| search.singles.iter().position(|single| single.service == *service);
     set.sort_by_key(strength);
-    let counterfactual = search.engine.counterfactual(&set);
+    let counterfactual = search.counterfactual(&set);
     Found { set, counterfactual, singles: search.singles, all_normal }
 }
 
@@ -99,9 +101,18 @@ struct Search<'a, 'b> {
     scene: &'a Scene<'b>,
     question: &'a Question<'a>,
     singles: Vec<Single>,
+    /// Worlds computed already: forward, backward and pruning ask for many of them again.
+    known: BTreeMap<Vec<usize>, f64>,
 }
 
 impl Search<'_, '_> {
+    /// `ln us` of the percentile had the members of `set` been normal.
+    fn counterfactual(&mut self, set: &[usize]) -> f64 {
+        let mut key = set.to_vec();
+        key.sort_unstable();
+        *self.known.entry(key).or_insert_with_key(|key| self.engine.counterfactual(key))
+    }
+
     /// The services with the largest own excess, each alone, the lowest percentile first.
     fn examine(&mut self) -> Vec<Single> {
         let excess = |service| (service, self.scene.own_excess(service));
@@ -110,7 +121,7 @@ impl Search<'_, '_> {
         all.truncate(CANDIDATES_MAX);
         let mut singles: Vec<Single> = all
             .into_iter()
-            .map(|(service, excess)| Single { service, counterfactual: self.engine.counterfactual(&[service]), excess })
+            .map(|(service, excess)| Single { service, counterfactual: self.counterfactual(&[service]), excess })
             .collect();
         singles.sort_by(|a, b| a.counterfactual.total_cmp(&b.counterfactual));
         singles
@@ -125,7 +136,7 @@ impl Search<'_, '_> {
     }
 
     fn suffices(&mut self, set: &[usize]) -> bool {
-        !set.is_empty() && self.question.p_met(self.engine.counterfactual(set)) >= P_ENOUGH
+        !set.is_empty() && self.question.p_met(self.counterfactual(set)) >= P_ENOUGH
     }
 
     /// Whether the service's own excess stands above its null and matters to the target.
@@ -136,7 +147,7 @@ impl Search<'_, '_> {
 
     fn forward(&mut self) -> Vec<usize> {
         let mut set = Vec::new();
-        let mut here = self.engine.counterfactual(&[]);
+        let mut here = self.counterfactual(&[]);
         while set.len() < MEMBERS_MAX && self.question.p_met(here) < P_ENOUGH {
             let Some((service, next)) = self.best_addition(&set) else { break };
             if here - next < GAIN_MIN.max(self.floor(service).gain) {
@@ -156,7 +167,7 @@ impl Search<'_, '_> {
             } else {
                 let mut with = set.to_vec();
                 with.push(single.service);
-                self.engine.counterfactual(&with)
+                self.counterfactual(&with)
             };
             if best.is_none_or(|(_, lowest)| next < lowest) {
                 best = Some((single.service, next));
@@ -186,7 +197,7 @@ impl Search<'_, '_> {
             for place in 0..set.len() {
                 let mut without = set.clone();
                 without.remove(place);
-                let counterfactual = self.engine.counterfactual(&without);
+                let counterfactual = self.counterfactual(&without);
                 if best.is_none_or(|(_, lowest)| counterfactual < lowest) {
                     best = Some((place, counterfactual));
                 }
@@ -209,8 +220,6 @@ impl Search<'_, '_> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::{
         curve::{Curve, Q},
