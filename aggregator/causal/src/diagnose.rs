@@ -10,7 +10,7 @@ use crate::{
     model::Model,
     null::Null,
     observation::{EdgeKey, Observation},
-    pool,
+    pool::{self, Chosen},
     resource::{self, Finding},
     scene::{Part, Scene, UsageScore, grid_index},
     search::{Found, MEMBERS_MAX, P_ENOUGH, Question, Single, search},
@@ -36,23 +36,61 @@ const COMPLETE_MIN: f32 = 0.9;
 pub fn diagnose(model: &Model, recent: &[Observation], slo: &Slo) -> Verdict {
     let learnt: BTreeSet<EdgeKey> = model.edges().collect();
     let newest: Vec<&Observation> = recent.iter().rev().take(1).collect();
-    let first = pool::graph(&learnt, model.skeletons(), &newest);
-    let windows = pool::choose(&first, model.normals(), recent, slo);
-    let Some(observed) = pool::observed_log(&windows, slo) else {
-        return nothing_broken(model, recent.last(), slo);
+    let graph = pool::graph(&learnt, model.skeletons(), &newest);
+    let Chosen { windows, seen } = pool::choose(&graph, model.normals(), recent, slo);
+    let last: Vec<&Observation> = windows.last().copied().into_iter().collect();
+    let is_pooled = windows.len() > 1;
+    let inquiry = Inquiry { model, slo, recent };
+    // One window, the newest, is the common case, and everything about it is known already.
+    let verdict = match seen {
+        Some((frame, scene)) => inquiry.answer(windows, frame, &scene),
+        None => inquiry.look(&learnt, windows),
     };
-    // One window, the newest, is the common case, and its graph is there already.
-    let is_newest = windows.len() == newest.len() && windows.iter().zip(&newest).all(|(a, b)| std::ptr::eq(*a, *b));
-    let graph = if is_newest { first } else { pool::graph(&learnt, model.skeletons(), &windows) };
-    let Some(frame) = Frame::of(&graph, &windows) else { return nothing_broken(model, recent.last(), slo) };
-    let scene = Scene::new(&graph, model.normals(), &frame);
-    let mut engine = engine::choose(&scene, model.skeletons(), &windows, slo, observed);
-    let default_null = Null::default();
-    let null = model.null(&slo.name).unwrap_or(&default_null);
-    let target = (slo.target.get().max(1) as f64).ln();
-    let question = Question { target, error: null.error(), null, windows: windows.len() };
-    let found = search(engine.as_mut(), &scene, &question);
-    Answer { model, slo, recent, windows, observed, frame, scene: &scene, question, found }.verdict(engine.as_ref())
+    let Some(verdict) = verdict else { return nothing_broken(model, recent.last(), slo) };
+    if !is_pooled || verdict.culprits.len() < 2 || !pool::can_confirm(&last, slo) {
+        return verdict;
+    }
+    inquiry.look(&learnt, last).filter(|confirmed| is_less(confirmed, &verdict)).unwrap_or(verdict)
+}
+
+/// Whether `confirmed` explains its window by some of those that `pooled` names and no others. A fault's first window holds
+/// how it began, and what stalled for a moment then is no culprit.
+fn is_less(confirmed: &Verdict, pooled: &Verdict) -> bool {
+    let is_named = |culprit: &Culprit| pooled.culprits.iter().any(|other| other.service == culprit.service);
+    let count = confirmed.culprits.len();
+    confirmed.kind == VerdictKind::Culprit
+        && (1..pooled.culprits.len()).contains(&count)
+        && confirmed.culprits.iter().all(is_named)
+}
+
+/// One question to one model.
+struct Inquiry<'a> {
+    model: &'a Model,
+    slo: &'a Slo,
+    recent: &'a [Observation],
+}
+
+impl Inquiry<'_> {
+    /// The answer from `windows`; `None` when they hold nothing to answer from.
+    fn look(&self, learnt: &BTreeSet<EdgeKey>, windows: Vec<&Observation>) -> Option<Verdict> {
+        let graph = pool::graph(learnt, self.model.skeletons(), &windows);
+        let frame = Frame::of(&graph, &windows)?;
+        let scene = Scene::new(&graph, self.model.normals(), &frame);
+        self.answer(windows, frame, &scene)
+    }
+
+    fn answer(&self, windows: Vec<&Observation>, frame: Frame, scene: &Scene<'_>) -> Option<Verdict> {
+        let Self { model, slo, recent } = *self;
+        let observed = pool::observed_log(&windows, slo)?;
+        let mut engine = engine::choose(scene, model.skeletons(), &windows, slo, observed);
+        let default_null = Null::default();
+        let null = model.null(&slo.name).unwrap_or(&default_null);
+        let target = (slo.target.get().max(1) as f64).ln();
+        let question = Question { target, error: null.error(), null, windows: windows.len() };
+        let found = search(engine.as_mut(), scene, &question);
+        let answer = Answer { model, slo, recent, windows, observed, frame, scene, question, found };
+        Some(answer.verdict(engine.as_ref()))
+    }
 }
 
 /// Everything known once the search has ended.

@@ -73,28 +73,56 @@ fn incident<'a>(recent: &'a [Observation], slo: &Slo) -> Vec<&'a Observation> {
     violated
 }
 
-/// The windows to diagnose, oldest first; empty when none is violated.
-pub fn choose<'a>(graph: &Graph, normals: &Normals, recent: &'a [Observation], slo: &Slo) -> Vec<&'a Observation> {
+/// The windows to diagnose.
+#[derive(Debug)]
+pub struct Chosen<'a, 'g> {
+    /// Oldest first; empty when none is violated.
+    pub windows: Vec<&'a Observation>,
+    /// What was made of them while choosing, when it is they, numbered by the graph that the choice was given.
+    pub seen: Option<(Frame, Scene<'g>)>,
+}
+
+/// The windows to diagnose. `graph` is that of the newest observation.
+pub fn choose<'a, 'g>(graph: &'g Graph, normals: &Normals, recent: &'a [Observation], slo: &Slo) -> Chosen<'a, 'g> {
     let incident = incident(recent, slo);
     let mut count = incident.len().min(1);
-    while count < incident.len() && !has_enough(graph, normals, &oldest_first(&incident[..count]), slo) {
+    let mut seen = None;
+    while count < incident.len() {
+        let windows = oldest_first(&incident[..count]);
+        if has_tail(&windows, slo)
+            && let Some(frame) = Frame::of(graph, &windows)
+        {
+            let scene = Scene::new(graph, normals, &frame);
+            if are_carriers_counted(&scene) {
+                seen = Some((frame, scene));
+                break;
+            }
+        }
         count = (2 * count).min(incident.len());
     }
-    oldest_first(&incident[..count])
+    let is_newest = count == 1 && recent.last().is_some_and(|newest| std::ptr::eq(newest, incident[0]));
+    Chosen { windows: oldest_first(&incident[..count]), seen: seen.filter(|_| is_newest) }
 }
 
 fn oldest_first<'a>(newest_first: &[&'a Observation]) -> Vec<&'a Observation> {
     newest_first.iter().rev().copied().collect()
 }
 
-fn has_enough(graph: &Graph, normals: &Normals, observations: &[&Observation], slo: &Slo) -> bool {
+fn calls(observations: &[&Observation], slo: &Slo) -> f64 {
     let objectives = observations.iter().flat_map(|o| &o.objectives).filter(|objective| objective.slo == slo.name);
-    let calls: f64 = objectives.map(|objective| objective.calls).filter(|calls| calls.is_finite()).sum();
-    if calls * (1.0 - slo.percentile / 100.0) < TAIL_CALLS_MIN {
-        return false;
-    }
-    let Some(frame) = Frame::of(graph, observations) else { return false };
-    let scene = Scene::new(graph, normals, &frame);
+    objectives.map(|objective| objective.calls).filter(|calls| calls.is_finite()).sum()
+}
+
+fn has_tail(observations: &[&Observation], slo: &Slo) -> bool {
+    calls(observations, slo) * (1.0 - slo.percentile / 100.0) >= TAIL_CALLS_MIN
+}
+
+/// Whether `observations` have calls enough to say that somebody has nothing to do with it, if not who has.
+pub fn can_confirm(observations: &[&Observation], slo: &Slo) -> bool {
+    calls(observations, slo) >= CARRIER_CALLS_MIN
+}
+
+fn are_carriers_counted(scene: &Scene<'_>) -> bool {
     let mut carriers: Vec<(f64, f64)> = scene
         .edges
         .iter()
