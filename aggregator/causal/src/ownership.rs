@@ -55,28 +55,54 @@ pub fn p_callee_owns(scene: &Scene<'_>, frame: &Frame, edge: usize) -> f64 {
     let other_callees = votes(scene, shift, graph.outs(caller).iter().copied().filter(witnesses), |other| {
         Some(graph.callee(other)).filter(|s| *s != callee)
     });
-    let mut odds = PRIOR + other_callers - other_callees + self_vote(scene, callee) - starved_vote(scene, caller);
+    let mut odds = PRIOR + other_callers - other_callees;
     if scene.edges[edge].is_net_like {
-        odds += VOTE_MAX * network_lean(scene, callee, caller);
-    } else if pool_share(scene, frame, caller).is_some_and(|share| share < POOL_SHARE_MAX) {
-        odds -= VOTE_MAX;
+        // What leaves a node is late on the calls that it answers and on those that it makes.
+        let of_callee = votes(scene, shift, graph.outs(callee).iter().copied().filter(witnesses), |other| {
+            Some(graph.callee(other)).filter(|s| *s != caller)
+        });
+        let of_caller = votes(scene, shift, graph.ins(caller).iter().copied().filter(witnesses), |other| {
+            graph.caller(other).filter(|s| *s != callee)
+        });
+        odds += of_callee.max(0.0) - of_caller.max(0.0) + VOTE_MAX * network_lean(scene, callee, caller);
+    } else {
+        odds += self_vote(scene, callee) - starved_vote(scene, caller);
+        let is_small = |share: Option<f64>| share.is_some_and(|share| share < POOL_SHARE_MAX);
+        if is_small(pool_share(scene, frame, caller)) || is_small(held_share(scene, frame, callee)) {
+            odds -= VOTE_MAX;
+        }
     }
     logistic(odds)
 }
 
-/// Whether the gap's excess is the network's: one end's network metrics are far off, and the excess is in the tail only
-/// (loss) or no more than the measured round trip explains (delay).
+/// Whether the gap's excess is the network's: one end's network metrics are far off, and the excess is in the tail only, where
+/// loss or a full queue of the link shows, or no more than the measured round trip explains (delay). The same shift of all
+/// calls is no queue of a service, and needs less to show for it.
 pub fn is_net_like(scene: &Scene<'_>, edge: usize) -> bool {
     let (Some(gap), Some(caller)) = (&scene.edges[edge].gap, scene.graph.caller(edge)) else { return false };
     let callee = scene.graph.callee(edge);
+    let min_z = if gap.is_pure_delay() { SELF_MIN_Z } else { NETWORK_MIN_Z };
     let suspects: Vec<(usize, usize)> = [(callee, caller), (caller, callee)]
         .into_iter()
-        .filter(|(end, other)| network_z(scene, *end, *other) > NETWORK_MIN_Z)
+        .filter(|(end, other)| network_z(scene, *end, *other) > min_z)
         .collect();
     let round_trip =
         suspects.iter().map(|(end, other)| excess_of(scene, *end, *other, Metric::RoundTrip)).fold(0.0, f64::max);
     let (middle, tail) = (gap.excess_at_us(P75), gap.excess_at_us(P99));
-    !suspects.is_empty() && (middle < 0.2 * tail || middle < ROUND_TRIPS_MAX * 1e3 * round_trip)
+    let is_lossy = suspects.iter().any(|(end, other)| may_lose(scene, *end, *other));
+    is_lossy && middle < 0.2 * tail || !suspects.is_empty() && middle < ROUND_TRIPS_MAX * 1e3 * round_trip
+}
+
+/// Whether the link of `end` loses or holds back packets, or nobody would know. Late answers lengthen round trips as well.
+fn may_lose(scene: &Scene<'_>, end: usize, other: usize) -> bool {
+    const METRICS: [Metric; 3] = [Metric::Retransmits, Metric::NodeNetworkDrops, Metric::NodeQdiscBacklog];
+    let known: Vec<f64> = METRICS
+        .into_iter()
+        .flat_map(|metric| {
+            witnesses(scene, end, other, metric).filter_map(move |one| Some(scene.services[one].score(metric)?.z))
+        })
+        .collect();
+    known.is_empty() || known.into_iter().any(|z| z > SELF_MIN_Z)
 }
 
 /// Share of the calls waiting in the out-gaps of `caller` that can hold a connection, by Little's law; `None` when few
@@ -91,14 +117,34 @@ pub fn pool_share(scene: &Scene<'_>, frame: &Frame, caller: usize) -> Option<f64
     };
     let waiting = at_once(|edge| Some(edge.gap?.observed.mean_us()));
     let served = at_once(|edge| Some(edge.seen.server?.mean_us()));
-    let is_far_off = |part: &Part| part.observed.logs()[P75].exp() > 2.0 * part.normal.logs()[P75].exp() + 200.0;
     let has_excess = outs.iter().any(|edge| scene.edges[*edge].gap.as_ref().is_some_and(is_far_off));
     if waiting < WAITING_MIN || !has_excess {
         return None;
     }
+    Some(((connections(frame, caller)? - served) / waiting).clamp(0.0, 1.0))
+}
+
+/// Share of the calls waiting in the in-gaps of `callee` that can hold a connection to it; `None` as for [`pool_share`]. Who
+/// queues in front of a service holds a connection to it; who waits for a connection of his own pool does not.
+fn held_share(scene: &Scene<'_>, frame: &Frame, callee: usize) -> Option<f64> {
+    let ins = scene.graph.ins(callee);
+    let at_once = |edge: &usize| Some(scene.edges[*edge].seen.rate * scene.edges[*edge].gap?.observed.mean_us() / 1e6);
+    let waiting: f64 = ins.iter().filter_map(at_once).sum();
+    let has_excess = ins.iter().any(|edge| scene.edges[*edge].gap.as_ref().is_some_and(is_far_off));
+    if waiting < WAITING_MIN || !has_excess {
+        return None;
+    }
+    Some((connections(frame, callee)? / waiting).clamp(0.0, 1.0))
+}
+
+/// Established connections of all replicas of a service; `None` where they are not measured.
+fn connections(frame: &Frame, service: usize) -> Option<f64> {
     let of_replica = |(_, readings): &(_, crate::frame::Readings)| Some(readings[Metric::Connections.index()]?.median);
-    let connections: Vec<f64> = frame.services[caller].instances.iter().filter_map(of_replica).collect();
-    (!connections.is_empty()).then(|| ((connections.iter().sum::<f64>() - served) / waiting).clamp(0.0, 1.0))
+    frame.services[service].instances.iter().filter_map(of_replica).reduce(|a, b| a + b)
+}
+
+fn is_far_off(part: &Part) -> bool {
+    part.observed.logs()[P75].exp() > 2.0 * part.normal.logs()[P75].exp() + 200.0
 }
 
 /// The witnesses' votes that a shift D is shared by the edges `around`: `log N(x; D, sd + D/2) - log N(x; 0, sd + D/10)` of
@@ -159,7 +205,9 @@ fn starved_vote(scene: &Scene<'_>, caller: usize) -> f64 {
 /// Which end of a slow link the network metrics speak against: 1 the callee, -1 the caller. By how much more round trip
 /// and how many more retransmits one end has; the sound end sees a part of both on the connections to the other.
 fn network_lean(scene: &Scene<'_>, callee: usize, caller: usize) -> f64 {
-    let leans = [Metric::RoundTrip, Metric::Retransmits, Metric::NodeNetworkDrops].into_iter().filter_map(|metric| {
+    const METRICS: [Metric; 4] =
+        [Metric::RoundTrip, Metric::Retransmits, Metric::NodeNetworkDrops, Metric::NodeQdiscBacklog];
+    let leans = METRICS.into_iter().filter_map(|metric| {
         let is_measured = |end: usize| scene.services[end].score(metric).is_some();
         let (of_callee, of_caller) =
             (excess_of(scene, callee, caller, metric), excess_of(scene, caller, callee, metric));

@@ -14,6 +14,9 @@ use crate::{
 /// A shift below this many microseconds is noise of clocks and schedulers.
 const SHIFT_SD_FLOOR_US: f64 = 20.0;
 
+/// The excess of a pure delay differs by less than this share over p10 to p90.
+const DELAY_SPREAD_MAX: f64 = 0.35;
+
 /// An exogenous part of an edge's latency.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Part {
@@ -49,6 +52,13 @@ impl Part {
     /// Observed above normal at one point of the grid, microseconds.
     pub fn excess_at_us(&self, q: usize) -> f64 {
         self.observed.logs()[q].exp() - self.repaired().logs()[q].exp()
+    }
+
+    /// Whether p10 to p90 are later by the same: a delay on the way, not a queue and not a starved processor.
+    pub fn is_pure_delay(&self) -> bool {
+        let shifts: Vec<f64> = (0..SHIFT_BAND.start + 4).map(|q| self.excess_at_us(q)).collect();
+        let (low, high) = shifts.iter().fold((f64::INFINITY, 0.0_f64), |(l, h), s| (l.min(*s), h.max(*s)));
+        high > 0.0 && (high - low) < DELAY_SPREAD_MAX * high
     }
 
     /// Mean shift over p50 to p99.5 and the standard deviation of such a shift, microseconds.
