@@ -2,10 +2,9 @@
 //!
 //! Specific groups come before CPU, which rises as an effect of the others. Below the threshold it is software.
 
-use sage_common::{InstanceId, MetricGroup};
+use sage_common::{InstanceId, Metric, MetricGroup};
 
 use crate::{
-    curve::SHIFT_BAND,
     null::GroupNull,
     ownership,
     scene::{OwnExcess, Scene, UsageScore, speaks_of_delay},
@@ -27,13 +26,16 @@ const LONE_WEIGHT: f64 = 0.75;
 /// A replica this much above its siblings is named, and speaks for the service.
 const REPLICA_MARGIN: f64 = 4.0;
 
+/// Used share of its processor limit from which a service waits for it, standard deviations above normal that it must be
+/// then, and the score that this gives the processor.
+const SATURATED_SHARE: f64 = 0.85;
+const SATURATED_MIN_Z: f64 = 2.0;
+const SATURATED_SCORE: f64 = 1.5 * SCORE_MIN;
+
 /// Share of self time in the excess above which the network is unlikely, and below which the others are.
 const SELF_SHARES: (f64, f64) = (0.3, 0.7);
 const NETWORK_IF_SELF: f64 = 0.6;
 const OTHERS_IF_GAP: f64 = 0.3;
-
-/// The excess of a pure delay differs by less than this share over p10 to p90.
-const DELAY_SPREAD_MAX: f64 = 0.35;
 
 /// How sure the shape of an excess alone can make.
 const SHAPE_P: f64 = 0.5;
@@ -61,13 +63,21 @@ pub fn name(scene: &Scene<'_>, null: &GroupNull, service: usize, excess: OwnExce
     let mut scored: Vec<(MetricGroup, f64, bool)> = GROUPS
         .into_iter()
         .filter_map(|group| {
+            let saturated = if group == MetricGroup::Cpu { saturated(scene, service) } else { None };
             let score = weight(scene, service, group, excess) * strongest(scene, service, group, excess)?;
+            let score = score.max(saturated.unwrap_or(0.0));
             let floor = null.worst(&scene.graph.services()[service], group).clamp(SCORE_MIN, NULL_MAX);
             Some((group, score, score > floor))
         })
         .collect();
     let cpu = scored.iter().find(|(group, ..)| *group == MetricGroup::Cpu).map_or(0.0, |(_, score, _)| *score);
-    let is_specific = |group: MetricGroup, score: f64| group != MetricGroup::Cpu && score >= SPECIFIC_SHARE * cpu;
+    // How much memory is in use says less than what scarce memory does.
+    let is_vague = !scene.services[service].usage.iter().any(tells_of_scarcity);
+    let is_specific = |group: MetricGroup, score: f64| match group {
+        MetricGroup::Cpu => false,
+        MetricGroup::Memory if is_vague => score >= cpu,
+        _ => score >= SPECIFIC_SHARE * cpu,
+    };
     scored.sort_by(|a, b| b.1.total_cmp(&a.1));
     let specific = scored.iter().find(|(group, score, is_far)| *is_far && is_specific(*group, *score));
     let named = specific.or_else(|| scored.iter().find(|(_, _, is_far)| *is_far));
@@ -87,7 +97,9 @@ pub fn name(scene: &Scene<'_>, null: &GroupNull, service: usize, excess: OwnExce
 pub fn group_score(usage: &[UsageScore], group: MetricGroup) -> Option<f64> {
     let counts = |score: &&UsageScore| {
         let spec = score.metric.spec();
-        spec.group == group && !spec.is_effect && (group != MetricGroup::Network || speaks_of_delay(score.metric))
+        spec.group == group
+            && !is_effect(usage, score.metric)
+            && (group != MetricGroup::Network || speaks_of_delay(score.metric))
     };
     let mut z: Vec<f64> = usage.iter().filter(counts).map(|score| score.z).collect();
     z.sort_by(|a, b| b.total_cmp(a));
@@ -96,6 +108,23 @@ pub fn group_score(usage: &[UsageScore], group: MetricGroup) -> Option<f64> {
         [only] => Some(LONE_WEIGHT * only),
         [first, second, ..] => Some(0.5 * (first + second)),
     }
+}
+
+/// Whether a metric rises because of others. So does the memory that waiting requests hold; it accuses only where nothing
+/// tells what scarce memory does.
+fn is_effect(usage: &[UsageScore], metric: Metric) -> bool {
+    metric.spec().is_effect || metric == Metric::MemoryLimitShare && usage.iter().any(tells_of_scarcity)
+}
+
+fn tells_of_scarcity(score: &UsageScore) -> bool {
+    matches!(score.metric, Metric::MemoryPressure | Metric::MajorFaults | Metric::LlcMisses)
+}
+
+/// [`SATURATED_SCORE`] where a service has used up its share of the processor, and uses less of it as a rule: a machine with
+/// many cores does not show it, and how far off it is depends on how idle the service was.
+fn saturated(scene: &Scene<'_>, service: usize) -> Option<f64> {
+    let share = scene.services[service].score(Metric::CpuLimitShare)?;
+    (share.observed >= SATURATED_SHARE && share.z >= SATURATED_MIN_Z).then_some(SATURATED_SCORE)
 }
 
 /// The service's score, or that of a replica far from its siblings, or, where the excess is between the spans, that of
@@ -160,11 +189,7 @@ fn quiet(
 fn is_pure_delay(scene: &Scene<'_>, service: usize) -> bool {
     let around = scene.graph.ins(service).iter().chain(scene.graph.outs(service));
     let worst = around.filter_map(|edge| scene.edges[*edge].gap).max_by(|a, b| a.excess_us().total_cmp(&b.excess_us()));
-    worst.is_some_and(|gap| {
-        let shifts: Vec<f64> = (0..SHIFT_BAND.start + 4).map(|q| gap.excess_at_us(q)).collect();
-        let (low, high) = shifts.iter().fold((f64::INFINITY, 0.0_f64), |(l, h), s| (l.min(*s), h.max(*s)));
-        high > 0.0 && (high - low) < DELAY_SPREAD_MAX * high
-    })
+    worst.is_some_and(|gap| gap.is_pure_delay())
 }
 
 fn logistic(odds: f64) -> f64 {
@@ -173,8 +198,6 @@ fn logistic(odds: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use sage_common::Metric;
-
     use super::*;
 
     fn score(metric: Metric, z: f64) -> UsageScore {
