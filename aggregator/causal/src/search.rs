@@ -22,6 +22,10 @@ const CANDIDATES_MAX: usize = 32;
 /// A member must lower the percentile by this much, in logs (2 %).
 const GAIN_MIN: f64 = 0.02;
 
+/// Gain of one service alone, in logs and in gains of its null, that needs no excess to show for it.
+const DECISIVE_GAIN_MIN: f64 = 0.1;
+const DECISIVE_FLOORS: f64 = 3.0;
+
 /// Own excess for the backward search, as a share of the target.
 const BACKWARD_EXCESS_MIN: f64 = 0.02;
 
@@ -123,7 +127,16 @@ impl Search<'_, '_> {
             .into_iter()
             .map(|(service, excess)| Single { service, counterfactual: self.counterfactual(&[service]), excess })
             .collect();
-        singles.sort_by(|a, b| a.counterfactual.total_cmp(&b.counterfactual));
+        // What stands above its noise comes first, however much a noisy one would bring.
+        let here = self.counterfactual(&[]);
+        let key = |single: &Single| {
+            let gain = here - single.counterfactual;
+            (gain < GAIN_MIN.max(self.floor(single.service).gain), single.counterfactual)
+        };
+        singles.sort_by(|a, b| {
+            let (a, b) = (key(a), key(b));
+            a.0.cmp(&b.0).then(a.1.total_cmp(&b.1))
+        });
         singles
     }
 
@@ -145,31 +158,33 @@ impl Search<'_, '_> {
         excess > share_of_target * self.question.target.exp() && excess > self.floor(service).excess_us
     }
 
+    /// Whether a service alone makes so much of a difference that its excess need not show: where one request makes hundreds
+    /// of calls, one in a thousand of them is beyond the percentiles of the edge and in every slow trace.
+    fn is_decisive(&mut self, service: usize) -> bool {
+        let gain = self.counterfactual(&[]) - self.counterfactual(&[service]);
+        gain > DECISIVE_GAIN_MIN && gain > DECISIVE_FLOORS * self.floor(service).gain
+    }
+
     fn forward(&mut self) -> Vec<usize> {
         let mut set = Vec::new();
         let mut here = self.counterfactual(&[]);
         while set.len() < MEMBERS_MAX && self.question.p_met(here) < P_ENOUGH {
-            let Some((service, next)) = self.best_addition(&set) else { break };
-            if here - next < GAIN_MIN.max(self.floor(service).gain) {
-                break;
-            }
+            let Some((service, next)) = self.best_addition(&set, here) else { break };
             set.push(service);
             here = next;
         }
         set
     }
 
-    fn best_addition(&mut self, set: &[usize]) -> Option<(usize, f64)> {
+    /// The service that lowers the percentile most from `here`, among those whose gain stands above their noise.
+    fn best_addition(&mut self, set: &[usize], here: f64) -> Option<(usize, f64)> {
         let mut best: Option<(usize, f64)> = None;
         for single in self.singles.clone().into_iter().filter(|single| !set.contains(&single.service)) {
-            let next = if set.is_empty() {
-                single.counterfactual
-            } else {
-                let mut with = set.to_vec();
-                with.push(single.service);
-                self.counterfactual(&with)
-            };
-            if best.is_none_or(|(_, lowest)| next < lowest) {
+            let mut with = set.to_vec();
+            with.push(single.service);
+            let next = self.counterfactual(&with);
+            let is_gain = here - next >= GAIN_MIN.max(self.floor(single.service).gain);
+            if is_gain && best.is_none_or(|(_, lowest)| next < lowest) {
                 best = Some((single.service, next));
             }
         }
@@ -210,7 +225,11 @@ impl Search<'_, '_> {
     }
 
     fn prune(&mut self, set: &mut Vec<usize>) {
-        let abnormal: Vec<usize> = set.iter().copied().filter(|s| self.is_abnormal(*s, MEMBER_EXCESS_MIN)).collect();
+        let abnormal: Vec<usize> = set
+            .iter()
+            .copied()
+            .filter(|service| self.is_abnormal(*service, MEMBER_EXCESS_MIN) || self.is_decisive(*service))
+            .collect();
         *set = abnormal;
         if self.suffices(set) {
             self.drop_unneeded(set);
