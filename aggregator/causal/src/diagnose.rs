@@ -53,6 +53,19 @@ pub fn diagnose(model: &Model, recent: &[Observation], slo: &Slo) -> Verdict {
     inquiry.look(&learnt, last).filter(|confirmed| is_less(confirmed, &verdict)).unwrap_or(verdict)
 }
 
+/// Diagnoses `period` (oldest first) as one interval, for somebody who says that something was wrong in it: windows that met
+/// the target belong to it as well. Of a long one, the newest [`pool::WINDOWS_MAX`].
+pub fn diagnose_period(model: &Model, period: &[Observation], slo: &Slo) -> Verdict {
+    let learnt: BTreeSet<EdgeKey> = model.edges().collect();
+    let known = period.iter().rev().filter(|window| pool::latency_us(window, slo).is_some());
+    let mut windows: Vec<&Observation> = known.take(pool::WINDOWS_MAX).collect();
+    windows.reverse();
+    let is_broken = pool::observed_log(&windows, slo).is_some_and(|log| log.exp() > slo.target.get() as f64);
+    let inquiry = Inquiry { model, slo, recent: period };
+    let verdict = if is_broken { inquiry.look(&learnt, windows) } else { None };
+    verdict.unwrap_or_else(|| nothing_broken(model, period.last(), slo))
+}
+
 /// Whether `confirmed` explains its window by some of those that `pooled` names and no others. A fault's first window holds
 /// how it began, and what stalled for a moment then is no culprit.
 fn is_less(confirmed: &Verdict, pooled: &Verdict) -> bool {

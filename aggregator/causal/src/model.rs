@@ -9,7 +9,7 @@ use thiserror::Error;
 use crate::{
     bytes,
     change::{self, Change, STEP_WINDOWS},
-    diagnose::diagnose,
+    diagnose::{diagnose, diagnose_period},
     error::mean_error_where,
     frame::Frame,
     normals::Normals,
@@ -121,6 +121,12 @@ impl Model {
     /// objective and the edges that carry the excess need; a dozen is plenty to hand over.
     pub fn diagnose(&self, recent: &[Observation], slo: &Slo) -> Verdict {
         diagnose(self, recent, slo)
+    }
+
+    /// Diagnoses a period, oldest window first, in which somebody says that something was wrong: all of its windows are pooled,
+    /// those that met the target as well.
+    pub fn diagnose_period(&self, period: &[Observation], slo: &Slo) -> Verdict {
+        diagnose_period(self, period, slo)
     }
 
     /// One card per service, ordered by name.

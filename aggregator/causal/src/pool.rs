@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Windows pooled at most: behind a few minutes of violation the beginning is another story.
-const WINDOWS_MAX: usize = 32;
+pub const WINDOWS_MAX: usize = 32;
 
 /// Met windows in a row, going back, that end the incident.
 const MET_MAX: usize = 2;

@@ -25,9 +25,6 @@ const SIGMAS: f64 = 2.33;
 /// Scatter of a percentile between healthy windows, at least, in logs.
 const SCATTER_MIN: f64 = 0.05;
 
-/// Windows of a period that must break a target for it to be asked about as it is.
-const BROKEN_MIN: usize = 2;
-
 /// Rise of a percentile, in logs, below which there is nothing to explain.
 const RISE_MIN: f64 = 0.02;
 
@@ -102,11 +99,17 @@ pub fn answer(training: &[Observation], period: &[Observation], slos: &[Slo]) ->
         return Err(StudyError::NoTraining);
     }
     let none = || StudyError::NoEntry { training: training.len(), period: period.len() };
-    let entries = slos.iter().filter_map(|slo| entry(slo, training, period));
-    let worst = entries.max_by(|a, b| a.degradation().total_cmp(&b.degradation())).ok_or_else(none)?;
+    let known: Vec<Entry> = slos.iter().filter_map(|slo| entry(slo, training, period)).collect();
+    let windows = || training.iter().chain(period);
+    let (mut entries, others): (Vec<Entry>, Vec<Entry>) =
+        known.into_iter().partition(|entry| is_entered(&entry.slo, windows()));
+    if entries.is_empty() {
+        entries = others;
+    }
+    let worst = entries.into_iter().max_by(|a, b| a.degradation().total_cmp(&b.degradation())).ok_or_else(none)?;
     let healthy = Slo { target: worst.target(), ..worst.slo.clone() };
     let (model, _) = train(training, std::slice::from_ref(&healthy), None, &TrainOptions::default())?;
-    let asked = Slo { target: worst.asked(&healthy, period), ..healthy };
+    let asked = Slo { target: worst.asked(healthy.target), ..healthy };
     Ok(ask(&model, &worst, asked, training.len(), period))
 }
 
@@ -117,7 +120,7 @@ pub fn targets(training: &[Observation], slos: &[Slo]) -> Vec<Slo> {
 }
 
 fn ask(model: &Model, entry: &Entry, slo: Slo, training: usize, period: &[Observation]) -> Answer {
-    let verdict = model.diagnose(period, &slo);
+    let verdict = model.diagnose_period(period, &slo);
     let is_named = verdict.kind != VerdictKind::Unknown;
     Answer {
         ranking: ranking(&verdict, period),
@@ -145,15 +148,13 @@ impl Entry {
         micros(self.normal + SIGMAS * self.scatter + MARGIN.ln())
     }
 
-    /// The target to ask with: the healthy one where the period broke it, else one half way down to normal.
-    fn asked(&self, healthy: &Slo, period: &[Observation]) -> Micros {
-        let target = healthy.target.get() as f64;
-        let broken = latencies(period, healthy).filter(|(_, us)| *us > target).count();
+    /// The target to ask with: the healthy one where the period as a whole broke it, else one half way down to normal.
+    fn asked(&self, healthy: Micros) -> Micros {
         let rise = self.observed - self.normal;
-        if broken >= BROKEN_MIN.min(period.len()) || rise < RISE_MIN {
-            return healthy.target;
+        if micros(self.observed) > healthy || rise < RISE_MIN {
+            return healthy;
         }
-        micros(self.normal + 0.5 * rise).min(healthy.target)
+        micros(self.normal + 0.5 * rise).min(healthy)
     }
 }
 
@@ -171,6 +172,18 @@ fn entry(slo: &Slo, training: &[Observation], period: &[Observation]) -> Option<
         sum += calls.max(1.0) * us.ln();
     }
     (total > 0.0).then(|| Entry { slo: slo.clone(), normal, scatter, observed: sum / total })
+}
+
+/// Whether clients make most of the calls that `slo` covers. What other services call has roots as well, where the
+/// beginning of a trace was lost; they are no entry.
+fn is_entered<'a>(slo: &Slo, windows: impl Iterator<Item = &'a Observation>) -> bool {
+    let covered =
+        windows.flat_map(|window| &window.edges).filter(|edge| slo.covers(&edge.key.callee, &edge.key.operation));
+    let (mut of_clients, mut of_services) = (0.0, 0.0);
+    for edge in covered.filter(|edge| edge.calls.is_finite()) {
+        *if edge.key.caller.is_none() { &mut of_clients } else { &mut of_services } += edge.calls;
+    }
+    of_clients >= of_services
 }
 
 /// Calls and latency of `slo` in the windows that have it.
