@@ -51,8 +51,8 @@ fn nearest_key(message: &str) -> Option<String> {
     (distance <= unknown.len().div_ceil(2)).then(|| key.to_owned())
 }
 
-/// Levenshtein distance in bytes.
-fn edit_distance(a: &str, b: &str) -> usize {
+/// Levenshtein distance in bytes: how far a slip is from what was meant.
+pub fn edit_distance(a: &str, b: &str) -> usize {
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, x) in a.bytes().enumerate() {
         let mut diagonal = std::mem::replace(&mut row[0], i + 1);

@@ -7,6 +7,7 @@
 //!  normal     what is normal at a load (linear, or gvae)  scene, ownership  observed against normal, whose gap it is
 //!  recompose, compose   but-for worlds from traces, or from distributions
 //!  search, resource, null   which services, which resource, and what noise would score
+//!  whatif                   the same but-for worlds, as an operator asks for them
 //! ```
 //!
 //! No clock, no file, no socket, no thread, no ambient randomness: the driver brings observations and a seed.
@@ -49,6 +50,7 @@ mod train;
 mod updates;
 mod usage;
 pub mod verdict;
+pub mod whatif;
 #[cfg(test)]
 mod worlds;
 
