@@ -11,6 +11,8 @@ use sage_causal::verdict::Verdict;
 use sage_common::{ActionId, Micros, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::core::label::Label;
+
 /// Number of an incident, unique within the fleet.
 pub type IncidentId = u64;
 
@@ -67,12 +69,34 @@ pub enum IncidentChange {
         /// The target.
         target: Micros,
     },
-    /// The model has answered.
+    /// The model has answered. Written by releases that kept no exhibits.
     Diagnosed(Box<Verdict>),
     /// The newest verdict leads to no action for now, with the reason for people.
     Waiting(String),
     /// The objective has been met for long enough.
     Resolved,
+    /// The model has answered.
+    Answered {
+        /// What it said.
+        verdict: Box<Verdict>,
+        /// What it looked at.
+        seen: Seen,
+    },
+    /// An operator says what was really at fault, or takes that back.
+    Labelled(Option<Label>),
+}
+
+/// Which windows a diagnosis looked at, and as of when.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Seen {
+    /// Position of the newest entry of the log that the leader had applied.
+    pub applied: u64,
+    /// Number of the oldest window.
+    pub first: u64,
+    /// Number of the newest.
+    pub last: u64,
+    /// How many there were.
+    pub windows: u32,
 }
 
 impl Incident {

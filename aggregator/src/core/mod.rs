@@ -12,11 +12,13 @@
 
 pub mod action;
 pub mod assembly;
+pub mod casebook;
 pub mod clock;
 pub mod graph;
 pub mod histogram;
 pub mod incident;
 pub mod join;
+pub mod label;
 pub mod leader;
 pub mod learned;
 pub mod merge;
@@ -30,11 +32,13 @@ pub mod sequences;
 pub mod slo;
 pub mod state;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod view;
 
 pub use action::{Action, ActionChange, ActionState, Ending};
+pub use casebook::Evidence;
 pub use incident::{Incident, IncidentChange, IncidentId};
+pub use label::{Label, TrueCause};
 pub use leader::{Event, Input, Leader, OperatorRequest, Output, TrainJob};
 pub use oracle::Oracle;
 pub use proposal::{ModelMeta, Proposal};

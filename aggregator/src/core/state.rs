@@ -5,18 +5,20 @@ use std::{
     sync::Arc,
 };
 
-use sage_causal::observation::Observation;
+use sage_causal::{observation::Observation, verdict::Verdict};
 use sage_common::{
     ActionId, BootId, CgroupPath, IntakeCounters, KnobOffer, NodeId, NodeWindow, ServiceId, Slo, Term, Timestamp,
     WindowKey,
 };
+use sage_protocol::{CodecError, codec};
 use serde::{Deserialize, Serialize};
 
 use crate::core::{
     action::{Action, ActionChange, ActionState, Ending},
     assembly::{Arrival, Assembly},
+    casebook::Casebook,
     graph::RpcGraph,
-    incident::{Incident, IncidentChange, IncidentId, VerdictRecord},
+    incident::{Incident, IncidentChange, IncidentId, Seen, VerdictRecord},
     join::{self, JoinCounters},
     learned::Learned,
     observe,
@@ -139,6 +141,8 @@ pub struct State {
     model: Option<StoredModel>,
     is_frozen: bool,
     counters: StateCounters,
+    /// The last, so that a snapshot of a release without it ends before it.
+    casebook: Casebook,
 }
 
 impl State {
@@ -164,7 +168,21 @@ impl State {
             model: None,
             is_frozen: false,
             counters: StateCounters::default(),
+            casebook: Casebook::default(),
         }
+    }
+
+    /// The state that a snapshot holds: one of this release, or of those that kept no labels and exhibits yet.
+    ///
+    /// # Errors
+    ///
+    /// [`CodecError`]: the bytes are neither.
+    pub fn from_snapshot(bytes: &[u8]) -> Result<Self, CodecError> {
+        codec::decode_snapshot(bytes).or_else(|error| {
+            // Fields follow one another without marks, so the older layout and an empty casebook are the present layout.
+            let without = [bytes, &codec::encode_snapshot(&Casebook::default())?].concat();
+            codec::decode_snapshot(&without).map_err(|_| error)
+        })
     }
 
     /// Keeps at most `windows_max` cluster windows from the next one on, as the configuration says now.
@@ -289,6 +307,7 @@ impl State {
         }
         if let Some(window) = self.history.iter_mut().rev().find(|window| window.observation.start == start) {
             window.observation = observation;
+            self.casebook.revise(window.close, self.applied);
         }
     }
 
@@ -329,10 +348,17 @@ impl State {
                 self.incidents_opened = self.incidents_opened.max(id);
                 let is_resolved = |incident: &Incident| !incident.is_open();
                 evict(&mut self.incidents, INCIDENTS_MAX, is_resolved);
+                self.casebook.retain(|id| self.incidents.contains_key(id));
             }
-            (IncidentChange::Diagnosed(verdict), Some(incident)) if incident.is_open() => {
+            (IncidentChange::Diagnosed(verdict) | IncidentChange::Answered { verdict, .. }, Some(incident))
+                if incident.is_open() =>
+            {
                 incident.diagnose(VerdictRecord { at, close, verdict: verdict.as_ref().clone() });
+                if let IncidentChange::Answered { seen, .. } = change {
+                    self.keep_exhibit(id, verdict, *seen);
+                }
             }
+            (IncidentChange::Labelled(label), Some(_)) => self.casebook.set_label(id, label.clone()),
             (IncidentChange::Waiting(reason), Some(incident)) => {
                 incident.waiting = Some(reason.clone());
                 incident.is_planned = true;
@@ -342,6 +368,15 @@ impl State {
                 incident.waiting = None;
             }
             _ => {}
+        }
+    }
+
+    /// Keeps what `verdict`, just given, was read from.
+    fn keep_exhibit(&mut self, id: IncidentId, verdict: &Verdict, seen: Seen) {
+        let slo = self.slos.iter().find(|slo| slo.name == verdict.slo);
+        let model = self.model.as_ref().filter(|model| model.meta.generation == verdict.generation);
+        if let (Some(slo), Some(model)) = (slo, model) {
+            self.casebook.keep((id, self.closes), slo, seen, &self.history, model);
         }
     }
 
@@ -521,6 +556,11 @@ impl State {
         self.incidents_opened + 1
     }
 
+    /// Labels and exhibits of incidents.
+    pub fn casebook(&self) -> &Casebook {
+        &self.casebook
+    }
+
     /// Actions by number.
     pub fn actions(&self) -> &BTreeMap<ActionId, Action> {
         &self.actions
@@ -668,6 +708,24 @@ mod tests {
         (window.start, window.key.seq) = (at, 900);
         arrive(&mut state, &window);
         assert_eq!(apply(&mut state, &Proposal::Close { start: at, arrived: at, at }).closed, Some(at));
+    }
+
+    #[test]
+    fn the_snapshot_and_the_log_of_the_release_before_are_still_read() {
+        let before = include_bytes!("../../golden/state-1.bin");
+        let state = State::from_snapshot(before).expect("one layout older");
+        assert_eq!((state.incidents().len(), state.actions().len(), state.history().len()), (1, 1, 6));
+        assert_eq!(state.casebook(), &Casebook::default());
+        let again = codec::encode_snapshot(&state).expect("state has bytes");
+        assert_eq!(State::from_snapshot(&again), Ok(state));
+        for length in [0, 1, 100, before.len() / 2, before.len() - 1] {
+            assert!(State::from_snapshot(&before[..length]).is_err(), "cut to {length}");
+        }
+        let log: Vec<Proposal> = codec::decode_record(include_bytes!("../../golden/log-1.bin")).expect("appended to");
+        let is_verdict =
+            |entry: &&Proposal| matches!(entry, Proposal::Incident { change: IncidentChange::Diagnosed(_), .. });
+        assert_eq!(log.iter().filter(is_verdict).count(), 1);
+        assert_eq!(codec::encode_record(&log).expect("bytes"), include_bytes!("../../golden/log-1.bin"));
     }
 
     #[test]

@@ -4,11 +4,12 @@ use sage_causal::{ModelCard, ModelKind, verdict::Verdict};
 use sage_common::{
     ActionId, BootId, Generation, KnobKind, Micros, NodeId, OperationId, ServiceId, Slo, Term, Timestamp,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::core::{
     action::{Action, ActionState},
     incident::{Incident, IncidentId, VerdictRecord},
+    label::{Label, TrueCause},
     leader::Leader,
     oracle::Oracle,
     slo::{self, SloState},
@@ -229,7 +230,7 @@ fn slo_view<O: Oracle>(leader: &Leader<O>, slo: &Slo) -> SloView {
 }
 
 /// `GET /api/v1/graph`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 pub struct GraphView {
     /// Services.
     pub services: Vec<ServiceView>,
@@ -240,7 +241,7 @@ pub struct GraphView {
 }
 
 /// One service.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct ServiceView {
     /// Its name.
     pub name: ServiceId,
@@ -251,7 +252,7 @@ pub struct ServiceView {
 }
 
 /// One caller → callee relation.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct EdgeView {
     /// Who calls; null for clients.
     pub caller: Option<ServiceId>,
@@ -372,6 +373,19 @@ pub struct IncidentView {
     pub actions: Vec<ActionId>,
     /// Why nothing is being done, when nothing is.
     pub waiting: Option<String>,
+    /// What an operator says was really at fault, when one has.
+    pub label: Option<LabelView>,
+    /// Whether it can be exported: whether everything that its newest verdicts were read from is still kept.
+    pub exportable: bool,
+}
+
+/// An operator's judgement of an incident.
+#[derive(Clone, Debug, Serialize)]
+pub struct LabelView {
+    /// Every true cause.
+    pub causes: Vec<TrueCause>,
+    /// When it was said.
+    pub at_ms: u64,
 }
 
 /// One verdict with its time.
@@ -386,15 +400,16 @@ pub struct VerdictView {
 
 /// `GET /api/v1/incidents`, newest first.
 pub fn incidents(state: &State) -> Vec<IncidentView> {
-    state.incidents().values().rev().map(incident_view).collect()
+    state.incidents().values().rev().map(|incident| incident_view(state, incident)).collect()
 }
 
 /// `GET /api/v1/incidents/{id}`.
 pub fn incident(state: &State, id: IncidentId) -> Option<IncidentView> {
-    state.incidents().get(&id).map(incident_view)
+    state.incidents().get(&id).map(|incident| incident_view(state, incident))
 }
 
-fn incident_view(incident: &Incident) -> IncidentView {
+fn incident_view(state: &State, incident: &Incident) -> IncidentView {
+    let label = |label: &Label| LabelView { causes: label.causes.clone(), at_ms: at_ms(label.at) };
     let verdict = |record: &VerdictRecord| VerdictView { at_ms: at_ms(record.at), verdict: record.verdict.clone() };
     IncidentView {
         id: incident.id,
@@ -408,6 +423,8 @@ fn incident_view(incident: &Incident) -> IncidentView {
         verdicts: incident.verdicts.iter().map(verdict).collect(),
         actions: incident.actions.clone(),
         waiting: incident.waiting.clone(),
+        label: state.casebook().label(incident.id).map(label),
+        exportable: state.casebook().has_evidence(incident.id),
     }
 }
 
@@ -493,7 +510,7 @@ pub fn explain<O: Oracle>(leader: &Leader<O>, id: IncidentId) -> Option<ExplainV
     let state = leader.state();
     let incident = state.incidents().get(&id)?;
     Some(ExplainView {
-        incident: incident_view(incident),
+        incident: incident_view(state, incident),
         slo: state.slo(&incident.slo).map(|slo| slo_view(leader, slo)),
         actions: incident.actions.iter().filter_map(|id| state.actions().get(id)).map(action_view).collect(),
     })

@@ -212,7 +212,7 @@ fn replay(store: &Store, empty: State) -> Result<(State, Health), StoreError> {
     if let Some((applied, bytes)) = found.snapshot {
         health.snapshot_bytes = bytes.len() as u64;
         health.last = applied;
-        state = codec::decode_snapshot(&bytes).map_err(|error| undecodable("snapshot".into(), error))?;
+        state = State::from_snapshot(&bytes).map_err(|error| undecodable("snapshot".into(), error))?;
     }
     for (position, record) in found.entries {
         let proposal: Proposal =

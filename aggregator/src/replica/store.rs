@@ -27,8 +27,9 @@ const TERM_KEY: &str = "term";
 /// Position of the last entry that the snapshot holds.
 const APPLIED_KEY: &str = "snapshot_applied";
 
-/// The layout that this build writes, and the only one it reads.
-const FORMAT: u64 = 1;
+/// The layout that this build writes. Reads the one before as well: it lacks what no entry of its log speaks of.
+const FORMAT: u64 = 2;
+const FORMAT_BEFORE: u64 = 1;
 
 /// One row of a snapshot: small enough that a damaged page costs one precise message, large enough to be few.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -153,6 +154,11 @@ impl Store {
     fn check_format(&self) -> Result<(), StoreError> {
         match self.number(FORMAT_KEY)? {
             Some(FORMAT) => Ok(()),
+            // From here on entries are written that the release before cannot read.
+            Some(FORMAT_BEFORE) => self.write("prepare", |transaction| {
+                transaction.open_table(META)?.insert(FORMAT_KEY, FORMAT)?;
+                Ok(())
+            }),
             Some(found) => Err(StoreError::Format { path: self.path.clone(), found }),
             None => self.write("prepare", |transaction| {
                 transaction.open_table(LOG)?;
@@ -386,6 +392,25 @@ mod tests {
         let _first = Store::open(&path).expect("new");
         let error = Store::open(&path).expect_err("in use");
         assert!(matches!(error, StoreError::InUse { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_file_of_the_release_before_is_taken_over() {
+        let dir = tempfile::tempdir().expect("tmp");
+        let path = dir.path().join("log");
+        let mark = |store: &Store, format: u64| {
+            store.write("mark", |transaction| {
+                transaction.open_table(META)?.insert(FORMAT_KEY, format)?;
+                Ok(())
+            })
+        };
+        mark(&filled(&path), FORMAT_BEFORE).expect("space");
+        let store = Store::open(&path).expect("taken over");
+        assert_eq!(store.number(FORMAT_KEY).expect("readable"), Some(FORMAT));
+        assert_eq!(store.recover().expect("whole").entries.len(), 3);
+        mark(&store, FORMAT + 1).expect("space");
+        drop(store);
+        assert!(matches!(Store::open(&path), Err(StoreError::Format { found, .. }) if found == FORMAT + 1));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub struct LogDisk {
 impl LogDisk {
     /// The state that the disk holds.
     pub fn state(&self, empty: State) -> State {
-        let mut state = self.snapshot.as_ref().map_or(empty, |bytes| codec::decode_snapshot(bytes).expect("own bytes"));
+        let mut state = self.snapshot.as_ref().map_or(empty, |bytes| State::from_snapshot(bytes).expect("own bytes"));
         for (index, bytes) in &self.entries {
             let proposal: Proposal = codec::decode_record(bytes).expect("own bytes");
             assert!(!state.apply(*index, &proposal).is_repeated, "entry {index} is in the snapshot already");

@@ -11,7 +11,7 @@ use sage_common::{Micros, NodeId, Slo, Timestamp, Trust};
 use super::Leader;
 use crate::core::{
     action::{Action, ActionChange, ActionState, Ending},
-    incident::{Incident, IncidentChange, IncidentId},
+    incident::{Incident, IncidentChange, IncidentId, Seen},
     oracle::Oracle,
     planner::{self, Candidate, Fleet},
     proposal::Proposal,
@@ -190,25 +190,41 @@ impl<O: Oracle> Leader<O> {
                 continue;
             };
             let Some(slo) = self.state.slo(&incident.slo) else { continue };
-            let recent: Vec<Arc<Observation>> = self.recent(slo);
+            let windows = self.recent(slo);
+            let recent = self.newest(slo);
             if let Some(verdict) = oracle.diagnose(&recent, slo, *generation) {
-                let change = IncidentChange::Diagnosed(Box::new(verdict));
+                let change = IncidentChange::Answered { verdict: Box::new(verdict), seen: self.seen(&windows) };
                 return Some(Proposal::Incident { id, at: now, change });
             }
         }
         None
     }
 
+    /// What a diagnosis for `slo` would look at now, oldest first.
+    pub fn newest(&self, slo: &Slo) -> Vec<Arc<Observation>> {
+        self.recent(slo).into_iter().map(|window| window.observation.clone()).collect()
+    }
+
+    fn seen(&self, windows: &[&ClusterWindow]) -> Seen {
+        let number = |window: Option<&&ClusterWindow>| window.map_or(0, |window| window.close);
+        Seen {
+            applied: self.state.applied(),
+            first: number(windows.first()),
+            last: number(windows.last()),
+            windows: windows.len() as u32,
+        }
+    }
+
     /// Newest windows for the model, oldest first. One that waits for a late node is left out where the one before is
     /// violated as well.
-    fn recent(&self, slo: &Slo) -> Vec<Arc<Observation>> {
+    fn recent(&self, slo: &Slo) -> Vec<&ClusterWindow> {
         let history = self.state.history();
         let unsettled = self.unsettled();
         let settled = history.len().saturating_sub(unsettled);
         let is_enough = |window: &ClusterWindow| slo::judge(slo, window, self.rules.calls_min) == SloState::Violated;
         let has_enough = settled.checked_sub(1).and_then(|at| history.get(at)).is_some_and(is_enough);
         let end = if has_enough { settled } else { history.len() };
-        history.range(end.saturating_sub(RECENT_WINDOWS)..end).map(|window| window.observation.clone()).collect()
+        history.range(end.saturating_sub(RECENT_WINDOWS)..end).collect()
     }
 
     /// How many of the newest windows still wait for a late node: one at most, and only after a complete one.

@@ -33,6 +33,7 @@ use self::{commands::Contact, intake::Arrivals};
 use crate::core::{
     clock::FleetClock,
     incident::{IncidentChange, IncidentId},
+    label::Label,
     oracle::Oracle,
     proposal::{ModelMeta, Proposal},
     rules::Rules,
@@ -106,6 +107,8 @@ pub enum OperatorRequest {
     Thaw,
     /// Takes the action that waits for it.
     Approve(ActionId),
+    /// Says what was really at fault in an incident, or takes that back; the time is filled in.
+    Label(IncidentId, Option<Label>),
 }
 
 /// What a driver is to do.
@@ -382,6 +385,10 @@ impl<O: Oracle> Leader<O> {
             OperatorRequest::Approve(id) => {
                 Proposal::Action { id, at: now, change: crate::core::ActionChange::Approved }
             }
+            OperatorRequest::Label(id, label) => {
+                let label = label.map(|label| Label { at: now, ..label });
+                Proposal::Incident { id, at: now, change: IncidentChange::Labelled(label) }
+            }
         };
         self.propose(proposal);
     }
@@ -428,7 +435,7 @@ impl<O: Oracle> Leader<O> {
             IncidentChange::Opened { slo, latency, target } => {
                 self.note(true, format!("incident {id}: {slo} is at {latency}, its target is {target}"));
             }
-            IncidentChange::Diagnosed(verdict) => {
+            IncidentChange::Diagnosed(verdict) | IncidentChange::Answered { verdict, .. } => {
                 let culprits: Vec<String> = verdict
                     .culprits
                     .iter()
@@ -445,6 +452,11 @@ impl<O: Oracle> Leader<O> {
             }
             IncidentChange::Waiting(reason) => self.note(false, format!("incident {id}: no action: {reason}")),
             IncidentChange::Resolved => self.note(false, format!("incident {id}: the target is met again")),
+            IncidentChange::Labelled(Some(label)) => {
+                let causes: Vec<String> = label.causes.iter().map(|cause| cause.service.to_string()).collect();
+                self.note(false, format!("incident {id}: an operator says that it was {}", causes.join(", ")));
+            }
+            IncidentChange::Labelled(None) => self.note(false, format!("incident {id}: its label is taken back")),
         }
     }
 }

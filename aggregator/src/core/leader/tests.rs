@@ -6,8 +6,9 @@ use sage_common::{ActionId, KnobKind, Micros, Term, Trust};
 use super::*;
 use crate::core::{
     action::{Action, ActionState, Ending},
+    label::TrueCause,
     slo::{self, SloState},
-    testing::{Agent, Fault, Fleet, Script, node, rules, slo},
+    testing::{Agent, Fault, Fleet, Script, node, rules, service, slo},
     view,
 };
 
@@ -475,4 +476,80 @@ fn the_real_model_calls_a_slow_service_software() {
     assert_eq!(verdict.culprits[0].service.as_str(), "geo", "{verdict:#?}");
     assert_eq!(verdict.culprits[0].resource, sage_causal::verdict::Resource::Software, "{verdict:#?}");
     assert!(fleet.leader.state().actions().is_empty());
+}
+
+fn label(name: &str) -> Label {
+    let cause = TrueCause { service: service(name), resource: None };
+    Label::new(vec![cause], Timestamp::default()).expect("one")
+}
+
+#[test]
+fn a_label_is_kept_with_its_time_until_it_is_taken_back() {
+    let mut fleet = Fleet::learned(rules());
+    fleet.fault = Some(Fault::Hog);
+    fleet.run_until(8, |state| state.incidents().contains_key(&1));
+    fleet.give(Input::Operator(OperatorRequest::Label(1, Some(label("geo")))));
+    fleet.give(Input::Operator(OperatorRequest::Label(9, Some(label("geo")))));
+    fleet.restart();
+    let state = fleet.leader.state();
+    let kept = state.casebook().label(1).expect("kept");
+    assert_eq!((kept.causes[0].service.as_str(), kept.at), ("geo", fleet.now));
+    assert_eq!(state.casebook().label(9), None, "there is no such incident");
+    assert_eq!(view::incident(state, 1).and_then(|one| one.label).expect("shown").causes, kept.causes);
+    fleet.check_replay();
+    fleet.give(Input::Operator(OperatorRequest::Label(1, None)));
+    assert_eq!(fleet.leader.state().casebook().label(1), None);
+}
+
+#[test]
+fn what_the_newest_verdict_was_read_from_is_kept_beyond_the_history() {
+    let mut fleet = Fleet::learned(Rules { windows_max: 14, ..rules() });
+    fleet.fault = Some(Fault::Slow);
+    fleet.run_until(8, |state| state.incidents().get(&1).is_some_and(|incident| incident.newest().is_some()));
+    let newest = fleet.leader.newest(&slo());
+    let (close, evidence) = fleet.leader.state().casebook().evidence(1).expect("kept");
+    assert_eq!(close, fleet.leader.state().closes());
+    assert_eq!((&evidence.windows, &evidence.slo), (&newest, &slo()));
+    fleet.fault = None;
+    fleet.run(30);
+    assert!(fleet.leader.state().history().iter().all(|window| window.close > close), "all of it is gone");
+    let (newer, kept) = fleet.leader.state().casebook().evidence(1).expect("kept");
+    let verdict = &fleet.leader.state().incidents()[&1].newest().expect("diagnosed").verdict;
+    assert!(newer >= close && kept.windows.last().expect("some").start == verdict.window);
+    fleet.restart();
+    assert_eq!(fleet.leader.state().casebook().evidence(1).expect("kept").1, kept);
+    fleet.check_replay();
+}
+
+#[test]
+fn a_verdict_of_windows_that_a_late_node_has_changed_since_keeps_nothing() {
+    let mut fleet = Fleet::learned(rules());
+    fleet.fault = Some(Fault::Slow);
+    fleet.run_until(8, |state| state.incidents().get(&1).is_some_and(|incident| incident.newest().is_some()));
+    let mut state = fleet.leader.state().clone();
+    let before = state.casebook().evidence(1).expect("kept");
+    let newest = state.history().back().expect("closed").close;
+    let verdict = Box::new(state.incidents()[&1].newest().expect("diagnosed").verdict.clone());
+    let applied = state.applied();
+    let mut late = fleet
+        .log
+        .iter()
+        .rev()
+        .find_map(|entry| if let Proposal::Windows { windows, .. } = entry { windows.first().cloned() } else { None })
+        .expect("windows came");
+    late.key.seq += 1_000;
+    let mut apply = |proposal: &Proposal| state.apply(state.applied() + 1, proposal);
+    assert_eq!(apply(&Proposal::Windows { at: fleet.now, windows: vec![late] }).counted.len(), 1);
+    let answered = |applied| Proposal::Incident {
+        id: 1,
+        at: fleet.now,
+        change: IncidentChange::Answered {
+            verdict: verdict.clone(),
+            seen: crate::core::incident::Seen { applied, first: newest, last: newest, windows: 1 },
+        },
+    };
+    apply(&answered(applied));
+    assert_eq!(state.casebook().evidence(1), Some(before.clone()), "seen before the late window came");
+    state.apply(applied + 3, &answered(applied + 2));
+    assert_ne!(state.casebook().evidence(1), Some(before), "seen after it");
 }
