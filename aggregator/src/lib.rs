@@ -8,6 +8,7 @@ pub mod config;
 pub mod core;
 pub mod driver;
 pub mod http;
+pub mod incident_file;
 pub mod model;
 pub mod pki_cli;
 pub mod replica;

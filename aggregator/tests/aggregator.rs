@@ -5,9 +5,10 @@ mod support;
 
 use sage_aggregator::{
     core::{Action, ActionChange, ActionState, IncidentChange, Proposal, Replica, ReplicaEvent, State},
+    incident_file::format,
     replica::SingleReplica,
 };
-use sage_causal::verdict::Resource;
+use sage_causal::{Model, observation::Observation, verdict::Resource};
 use sage_common::{ActionId, Knob, Micros, Setting, Term, Timestamp};
 use sage_protocol::{
     message::{CommandResult, HeldLease, Order, Outcome, RevertReason},
@@ -71,6 +72,45 @@ async fn a_model_is_trained_beside_serving_and_survives_a_restart() {
     aggregator.kill();
     let again = fleet.start();
     assert_eq!(again.status()["model"]["generation"], 1);
+    let (code, bytes) = again.http_bytes("GET", "/api/v1/export?slo=shop", "");
+    assert_eq!(code, 200);
+    let file = format::read(bytes.as_slice()).expect("an incident file");
+    assert_eq!((file.slo.name.as_str(), file.story), ("shop", None));
+    let model = Model::from_bytes(&file.model).expect("the model in use");
+    let recent: Vec<Observation> = file.windows.iter().map(|window| window.as_ref().clone()).collect();
+    let answer = model.what_if(&recent, &file.slo, &["frontend=normal".parse().expect("a setting")]).expect("calls");
+    assert!(answer.p_met > 0.5, "20 ms where 50 are allowed: {answer:?}");
+    assert_eq!(again.http("GET", "/api/v1/export?slo=none", "").0, 404);
+}
+
+#[test]
+fn a_label_survives_kill_9_and_an_incident_without_a_verdict_is_not_exported() {
+    let fleet = Fleet::new();
+    leave_an_action_in_force(&fleet);
+    let aggregator = fleet.start();
+    let label = "/api/v1/incidents/1/label";
+    for (path, body, code) in [
+        (label, r#"[{"service": "frontend", "resource": "cpu"}, {"service": "db"}]"#, 200),
+        (label, r#"[{"service": "frontend", "resource": "luck"}]"#, 400),
+        (label, "[]", 400),
+        ("/api/v1/incidents/x/label", r#"[{"service": "db"}]"#, 400),
+        ("/api/v1/incidents/9/label", r#"[{"service": "db"}]"#, 404),
+    ] {
+        assert_eq!(aggregator.http("PUT", path, body).0, code, "{path} {body}");
+    }
+    let (code, why) = aggregator.http("GET", "/api/v1/incidents/1/export", "");
+    assert!(code == 409 && why.contains("incident 1 has no verdict yet"), "{code} {why}");
+    assert_eq!(aggregator.http("GET", "/api/v1/incidents/9/export", "").0, 404);
+    aggregator.kill();
+    let again = fleet.start();
+    let incident = |aggregator: &Aggregator| -> serde_json::Value {
+        serde_json::from_str(&aggregator.http("GET", "/api/v1/incidents/1", "").1).expect("JSON")
+    };
+    let causes = &incident(&again)["label"]["causes"];
+    assert_eq!(causes[0], serde_json::json!({"service": "frontend", "resource": "cpu"}));
+    assert_eq!(causes[1]["service"], "db");
+    assert_eq!(again.http("DELETE", label, "").0, 200);
+    assert!(incident(&again)["label"].is_null());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,7 +20,7 @@ use crate::{
         Input, Leader, OperatorRequest, Oracle, Output, Proposal, Replica, ReplicaError, ReplicaEvent, TrainJob,
         view::Identity,
     },
-    http::{Ask, Refusal, metrics::CallTotals},
+    http::{Ask, Refusal, Reply, metrics::CallTotals},
     model::{GuardedModel, NewModel},
     replica::{Health, SingleReplica},
     trainer::{Trained, Trainer},
@@ -61,7 +61,7 @@ pub(super) struct Owner<O> {
     proposed: u64,
     committed: u64,
     /// Orders of operators, by the number of the entry that makes them durable.
-    orders: VecDeque<(u64, oneshot::Sender<Result<String, Refusal>>)>,
+    orders: VecDeque<(u64, oneshot::Sender<Result<Reply, Refusal>>)>,
     is_closing: bool,
 }
 
@@ -183,7 +183,7 @@ impl<O: Oracle> Owner<O> {
         while self.orders.front().is_some_and(|(entry, _)| *entry <= self.committed) {
             if let Some((_, reply)) = self.orders.pop_front() {
                 // Whoever asked may have hung up.
-                let _ = reply.send(Ok("{}".into()));
+                let _ = reply.send(Ok(Reply::Text("{}".into())));
             }
         }
     }

@@ -1,11 +1,12 @@
 //! The HTTP API: JSON for `sagectl` and dashboards, `/metrics` for Prometheus, `/healthz` and `/readyz` for supervisors.
 //!
 //! Nothing is known here: every question goes through one bounded queue to the task that owns the state, and comes back
-//! as text. There is no login, so the default address is loopback.
+//! as text, or as work to be done on another thread that makes bytes. There is no login, so the default address is
+//! loopback.
 
 pub mod metrics;
 
-use std::time::Duration;
+use std::{fmt, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -18,19 +19,19 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
-use sage_common::{ActionId, Slo};
+use sage_common::{ActionId, Slo, Timestamp};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{SloSettings, validate_slos},
-    core::IncidentId,
+    core::{IncidentId, Label, TrueCause},
 };
 
 /// Questions that wait for the owner. Each takes it about a millisecond; more waiting means that it is stuck.
@@ -44,6 +45,9 @@ const WINDOWS_LAST_MAX: usize = 2_000;
 
 /// Windows of an answer to which no number was asked.
 const WINDOWS_LAST_DEFAULT: usize = 60;
+
+/// Exports at a time: one may take a few hundred megabytes for a second.
+const EXPORTS_MAX: usize = 1;
 
 /// How long an answer may take: a snapshot of a large state keeps the owner busy for a second.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -63,6 +67,12 @@ pub enum Question {
     Incidents,
     /// `GET /api/v1/incidents/{id}`.
     Incident(IncidentId),
+    /// `GET /api/v1/incidents/{id}/export`: an incident file.
+    Export(IncidentId),
+    /// `GET /api/v1/export`: the same of the newest windows, for an objective.
+    ExportNow(Option<String>),
+    /// `PUT` or `DELETE /api/v1/incidents/{id}/label`: what an operator says was really at fault.
+    Label(IncidentId, Option<Label>),
     /// `GET /api/v1/actions`.
     Actions,
     /// `GET /api/v1/models`.
@@ -92,32 +102,81 @@ pub enum Refusal {
     Unavailable(String),
 }
 
-/// A question, and where its answer goes: JSON text, or the text of the metrics.
+/// An answer.
+#[derive(Debug)]
+pub enum Reply {
+    /// JSON text, or the text of the metrics.
+    Text(String),
+    /// Bytes that take a while to make.
+    Work(Work),
+}
+
+impl Reply {
+    /// An answer that `make` makes on another thread.
+    pub fn work(make: impl FnOnce() -> Result<Vec<u8>, Refusal> + Send + 'static) -> Self {
+        Self::Work(Work(Box::new(make)))
+    }
+}
+
+/// Makes bytes.
+pub struct Work(Box<dyn FnOnce() -> Result<Vec<u8>, Refusal> + Send>);
+
+impl fmt::Debug for Work {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Work")
+    }
+}
+
+/// A question, and where its answer goes.
 #[derive(Debug)]
 pub struct Ask {
     /// The question.
     pub question: Question,
     /// Takes the answer.
-    pub reply: oneshot::Sender<Result<String, Refusal>>,
+    pub reply: oneshot::Sender<Result<Reply, Refusal>>,
 }
 
 /// The way to the owner of the state.
 #[derive(Clone, Debug)]
-pub struct Asker(mpsc::Sender<Ask>);
+pub struct Asker {
+    asks: mpsc::Sender<Ask>,
+    exports: Arc<Semaphore>,
+}
 
 impl Asker {
     /// A way, and its other end for the owner.
     pub fn new() -> (Self, mpsc::Receiver<Ask>) {
         let (sender, receiver) = mpsc::channel(QUESTIONS_MAX);
-        (Self(sender), receiver)
+        (Self { asks: sender, exports: Arc::new(Semaphore::new(EXPORTS_MAX)) }, receiver)
     }
 
-    async fn ask(&self, question: Question) -> Result<String, Refusal> {
-        let busy = || Refusal::Unavailable("the aggregator is busy; try again".into());
+    async fn ask(&self, question: Question) -> Result<Reply, Refusal> {
         let (reply, answer) = oneshot::channel();
-        self.0.try_send(Ask { question, reply }).map_err(|_| busy())?;
+        self.asks.try_send(Ask { question, reply }).map_err(|_| busy())?;
         timeout(ANSWER_MAX, answer).await.map_err(|_| busy())?.map_err(|_| busy())?
     }
+
+    /// An answer that is text.
+    async fn text(&self, question: Question) -> Result<String, Refusal> {
+        match self.ask(question).await? {
+            Reply::Text(text) => Ok(text),
+            Reply::Work(_) => Err(busy()),
+        }
+    }
+
+    /// An answer that is bytes, made here when it is work.
+    async fn bytes(&self, question: Question) -> Result<Vec<u8>, Refusal> {
+        let _turn =
+            self.exports.try_acquire().map_err(|_| Refusal::Unavailable("another export is under way".into()))?;
+        match self.ask(question).await? {
+            Reply::Text(text) => Ok(text.into_bytes()),
+            Reply::Work(Work(make)) => tokio::task::spawn_blocking(make).await.map_err(|_| busy())?,
+        }
+    }
+}
+
+fn busy() -> Refusal {
+    Refusal::Unavailable("the aggregator is busy; try again".into())
 }
 
 /// Serves the API on `listener` until `cancel`.
@@ -152,6 +211,9 @@ pub fn router(asker: Asker) -> Router {
         .route("/api/v1/windows", get(windows))
         .route("/api/v1/incidents", simple(Question::Incidents))
         .route("/api/v1/incidents/{id}", get(incident))
+        .route("/api/v1/incidents/{id}/export", get(export))
+        .route("/api/v1/incidents/{id}/label", put(set_label).delete(remove_label))
+        .route("/api/v1/export", get(export_now))
         .route("/api/v1/actions", simple(Question::Actions))
         .route("/api/v1/actions/{id}/approve", post(approve))
         .route("/api/v1/models", simple(Question::Models))
@@ -165,7 +227,7 @@ pub fn router(asker: Asker) -> Router {
 }
 
 async fn json_answer(asker: &Asker, question: Question) -> Response {
-    match asker.ask(question).await {
+    match asker.text(question).await {
         Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
         Err(refusal) => refusal.into_response(),
     }
@@ -179,7 +241,7 @@ async fn readyz(State(asker): State<Asker>) -> Response {
 }
 
 async fn metrics_text(State(asker): State<Asker>) -> Response {
-    match asker.ask(Question::Metrics).await {
+    match asker.text(Question::Metrics).await {
         Ok(body) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], body).into_response(),
         Err(refusal) => refusal.into_response(),
     }
@@ -222,6 +284,73 @@ async fn suggest(State(asker): State<Asker>, query: Result<Query<SuggestQuery>, 
 async fn incident(State(asker): State<Asker>, Path(id): Path<String>) -> Response {
     match id.parse() {
         Ok(id) => json_answer(&asker, Question::Incident(id)).await,
+        Err(_) => problem(StatusCode::BAD_REQUEST, "an incident's id is a number"),
+    }
+}
+
+async fn export(State(asker): State<Asker>, Path(id): Path<String>) -> Response {
+    match id.parse() {
+        Ok(id) => file_answer(&asker, Question::Export(id), &format!("incident-{id}.incident")).await,
+        Err(_) => problem(StatusCode::BAD_REQUEST, "an incident's id is a number"),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExportQuery {
+    slo: Option<String>,
+}
+
+async fn export_now(State(asker): State<Asker>, query: Result<Query<ExportQuery>, QueryRejection>) -> Response {
+    match query {
+        Ok(Query(ExportQuery { slo })) => file_answer(&asker, Question::ExportNow(slo), "now.incident").await,
+        Err(rejection) => problem(StatusCode::BAD_REQUEST, &rejection.body_text()),
+    }
+}
+
+async fn file_answer(asker: &Asker, question: Question, name: &str) -> Response {
+    let disposition = format!("attachment; filename=\"{name}\"");
+    match asker.bytes(question).await {
+        Ok(body) => {
+            let headers = [
+                (header::CONTENT_TYPE, "application/octet-stream"),
+                (header::CONTENT_DISPOSITION, disposition.as_str()),
+            ];
+            (headers, body).into_response()
+        }
+        Err(refusal) => refusal.into_response(),
+    }
+}
+
+async fn set_label(
+    State(asker): State<Asker>,
+    Path(id): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response {
+    let body = match body {
+        Ok(body) => body,
+        Err(rejection) => return problem(rejection.status(), &rejection.body_text()),
+    };
+    let causes: Vec<TrueCause> = match serde_json::from_slice(&body) {
+        Ok(causes) => causes,
+        Err(error) => {
+            let want = "want a list of true causes, each {\"service\": NAME, \"resource\": NAME or null}";
+            return problem(StatusCode::BAD_REQUEST, &format!("{want}: {error}"));
+        }
+    };
+    match Label::new(causes, Timestamp::default()) {
+        Ok(label) => relabel(&asker, &id, Some(label)).await,
+        Err(error) => problem(StatusCode::BAD_REQUEST, &error),
+    }
+}
+
+async fn remove_label(State(asker): State<Asker>, Path(id): Path<String>) -> Response {
+    relabel(&asker, &id, None).await
+}
+
+async fn relabel(asker: &Asker, id: &str, label: Option<Label>) -> Response {
+    match id.parse() {
+        Ok(id) => json_answer(asker, Question::Label(id, label)).await,
         Err(_) => problem(StatusCode::BAD_REQUEST, "an incident's id is a number"),
     }
 }
@@ -291,7 +420,7 @@ mod tests {
         tokio::spawn(async move {
             while let Some(Ask { question, reply }) = asks.recv().await {
                 let answer = match question {
-                    Question::Status => Ok("{}".to_owned()),
+                    Question::Status => Ok(Reply::Text("{}".to_owned())),
                     Question::Freeze => Err(Refusal::Unavailable("not leading".into())),
                     Question::Incident(_) => Err(Refusal::NotFound("none".into())),
                     _ => Err(Refusal::Conflict("no".into())),

@@ -209,12 +209,18 @@ impl Aggregator {
 
     /// Status code and body of a plain HTTP request.
     pub fn http(&self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let (status, body) = self.http_bytes(method, path, body);
+        (status, String::from_utf8(body).expect("text"))
+    }
+
+    /// The same with the body as it is.
+    pub fn http_bytes(&self, method: &str, path: &str, body: &str) -> (u16, Vec<u8>) {
         let url = format!("http://{}{path}", self.http);
         let config = ureq::Agent::config_builder().http_status_as_error(false).proxy(None).build();
         let agent: ureq::Agent = config.into();
         let request = ureq::http::Request::builder().method(method).uri(&url).body(body.to_owned()).expect("request");
         let mut response = agent.run(request).expect("an answer");
-        (response.status().as_u16(), response.body_mut().read_to_string().expect("text"))
+        (response.status().as_u16(), response.body_mut().read_to_vec().expect("a body"))
     }
 }
 
