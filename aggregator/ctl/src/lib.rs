@@ -5,5 +5,6 @@
 
 pub mod cli;
 pub mod eval;
+pub mod incident_file;
 pub mod pipeline;
 pub mod replay;

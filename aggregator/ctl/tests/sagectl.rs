@@ -1,12 +1,10 @@
 //! `sagectl` against canned answers: the text for people, the JSON for programs, and the exit codes.
 
-use std::{
-    collections::BTreeMap,
-    io::{BufRead, BufReader, Read, Write},
-    net::TcpListener,
-    process::{Command, Output},
-    sync::{Arc, Mutex},
-};
+mod support;
+
+use std::net::TcpListener;
+
+use support::{Canned, assert_fits, complaint, sagectl, text};
 
 const STATUS: &str = include_str!("canned/status.json");
 const INCIDENT: &str = include_str!("canned/incident.json");
@@ -16,106 +14,27 @@ const ACTIONS: &str = include_str!("canned/actions.json");
 const GRAPH: &str = include_str!("canned/graph.json");
 const SUGGEST: &str = include_str!("canned/suggest.json");
 
-/// An HTTP server that knows a few answers by heart and notes what it was asked.
-struct Canned {
-    url: String,
-    asked: Arc<Mutex<Vec<String>>>,
-}
-
-impl Canned {
-    fn start() -> Self {
-        let incidents = format!("[{INCIDENT}]");
-        let answers: BTreeMap<&str, String> = [
-            ("GET /api/v1/status", STATUS),
-            ("GET /api/v1/incidents", &incidents),
-            ("GET /api/v1/incidents/7", INCIDENT),
-            ("GET /api/v1/incidents/8", UNKNOWN),
-            ("GET /api/v1/incidents/9", UNDIAGNOSED),
-            ("GET /api/v1/actions", ACTIONS),
-            ("GET /api/v1/graph", GRAPH),
-            ("GET /api/v1/slo/suggest?percentile=99", SUGGEST),
-            ("POST /api/v1/freeze", "{}"),
-            ("POST /api/v1/actions/11/approve", "{}"),
-            ("PUT /api/v1/slos", "{}"),
-        ]
-        .map(|(question, answer)| (question, answer.to_owned()))
-        .into();
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let url = format!("http://{}", listener.local_addr().expect("bound"));
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let notes = Arc::clone(&asked);
-        // Ends with the test's process.
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let stream = stream.expect("loopback");
-                let (question, body) = read_request(&stream);
-                let answer = answers.get(question.as_str());
-                notes.lock().expect("no panic").push(format!("{question} {body}").trim_end().to_owned());
-                let missing = "{\"error\": \"no such thing\"}".to_owned();
-                let (status, text) = answer.map_or(("404 Not Found", &missing), |text| ("200 OK", text));
-                write!(
-                    &stream,
-                    "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
-                    text.len()
-                )
-                .expect("loopback");
-            }
-        });
-        Self { url, asked }
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        sagectl(&[&["--url", &self.url], arguments].concat())
-    }
-
-    fn asked(&self) -> Vec<String> {
-        self.asked.lock().expect("no panic").clone()
-    }
-}
-
-/// `METHOD PATH` and the body.
-fn read_request(stream: impl Read) -> (String, String) {
-    let mut reader = BufReader::new(stream);
-    let mut first = String::new();
-    reader.read_line(&mut first).expect("a request");
-    let mut len = 0;
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).expect("a header");
-        if line.trim().is_empty() {
-            break;
-        }
-        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-            len = value.trim().parse().expect("a length");
-        }
-    }
-    let mut body = vec![0; len];
-    reader.read_exact(&mut body).expect("the body");
-    let question: Vec<&str> = first.split(' ').take(2).collect();
-    (question.join(" "), String::from_utf8(body).expect("text"))
-}
-
-fn sagectl(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_sagectl")).args(arguments).output().expect("sagectl runs")
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).expect("text")
-}
-
-fn complaint(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).expect("text")
-}
-
-fn assert_fits(text: &str) {
-    let widest = text.lines().map(|line| line.chars().count()).max().unwrap_or(0);
-    assert!(widest <= 100, "{widest} columns:\n{text}");
-    assert!(!text.contains('\x1b'), "no colours into a pipe");
+fn canned() -> Canned {
+    let incidents = format!("[{INCIDENT}]");
+    let answers = [
+        ("GET /api/v1/status", STATUS),
+        ("GET /api/v1/incidents", &incidents),
+        ("GET /api/v1/incidents/7", INCIDENT),
+        ("GET /api/v1/incidents/8", UNKNOWN),
+        ("GET /api/v1/incidents/9", UNDIAGNOSED),
+        ("GET /api/v1/actions", ACTIONS),
+        ("GET /api/v1/graph", GRAPH),
+        ("GET /api/v1/slo/suggest?percentile=99", SUGGEST),
+        ("POST /api/v1/freeze", "{}"),
+        ("POST /api/v1/actions/11/approve", "{}"),
+        ("PUT /api/v1/slos", "{}"),
+    ];
+    Canned::start(answers.map(|(question, answer)| (question, answer.as_bytes().to_vec())))
 }
 
 #[test]
 fn status_says_what_is_wrong_and_exits_by_it() {
-    let server = Canned::start();
+    let server = canned();
     let output = server.run(&["status"]);
     let text = text(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
@@ -127,7 +46,7 @@ fn status_says_what_is_wrong_and_exits_by_it() {
 
 #[test]
 fn json_output_is_the_api_answer_itself() {
-    let server = Canned::start();
+    let server = canned();
     let shown: serde_json::Value =
         serde_json::from_slice(&server.run(&["status", "--output", "json"]).stdout).expect("JSON");
     let sent: serde_json::Value = serde_json::from_str(STATUS).expect("JSON");
@@ -136,7 +55,7 @@ fn json_output_is_the_api_answer_itself() {
 
 #[test]
 fn explain_tells_the_whole_chain_in_plain_words() {
-    let server = Canned::start();
+    let server = canned();
     let output = server.run(&["explain", "7"]);
     let text = text(&output);
     assert!(output.status.success(), "{}", complaint(&output));
@@ -165,7 +84,7 @@ fn explain_tells_the_whole_chain_in_plain_words() {
 
 #[test]
 fn explain_says_plainly_when_nothing_is_known() {
-    let server = Canned::start();
+    let server = canned();
     for (id, pieces) in [
         ("8", ["No cause could be named", "no traces of this operation arrived", "Nothing was changed on any node."]),
         ("9", ["objective gone (since removed)", "Not diagnosed yet", "no cause has been named yet"]),
@@ -183,7 +102,7 @@ fn explain_says_plainly_when_nothing_is_known() {
 
 #[test]
 fn lists_fit_the_screen() {
-    let server = Canned::start();
+    let server = canned();
     for (arguments, piece) in [
         (&["incidents"][..], "geo (cpu)"),
         (&["incidents", "--open"], "No incidents."),
@@ -202,7 +121,7 @@ fn lists_fit_the_screen() {
 
 #[test]
 fn setting_an_objective_keeps_the_others() {
-    let server = Canned::start();
+    let server = canned();
     let output = server.run(&["slo", "set", "frontend", "shop:frontend:GET /a:p95<20ms"]);
     assert!(output.status.success(), "{}", complaint(&output));
     let asked = server.asked();
@@ -216,7 +135,7 @@ fn setting_an_objective_keeps_the_others() {
 
 #[test]
 fn removing_and_adopting_what_is_not_there_is_refused() {
-    let server = Canned::start();
+    let server = canned();
     for (arguments, piece) in [
         (["slo", "remove", "nothing"], "no objective is called"),
         (["slo", "set", "nothing"], "no suggestion is called"),
@@ -230,7 +149,7 @@ fn removing_and_adopting_what_is_not_there_is_refused() {
 
 #[test]
 fn orders_are_posted() {
-    let server = Canned::start();
+    let server = canned();
     assert!(server.run(&["freeze"]).status.success());
     assert!(server.run(&["approve", "11"]).status.success());
     assert_eq!(server.asked(), ["POST /api/v1/freeze", "POST /api/v1/actions/11/approve"]);
@@ -238,7 +157,7 @@ fn orders_are_posted() {
 
 #[test]
 fn a_refusal_is_told_in_the_servers_words() {
-    let server = Canned::start();
+    let server = canned();
     let output = server.run(&["explain", "99"]);
     assert_eq!(output.status.code(), Some(1));
     let complaint = complaint(&output);

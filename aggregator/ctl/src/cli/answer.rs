@@ -1,6 +1,7 @@
 //! What `sagectl` reads of the API's answers. Unknown keys are ignored, so that an older `sagectl` understands a newer
 //! aggregator.
 
+use sage_aggregator::core::TrueCause;
 use sage_causal::verdict::Verdict;
 use serde::{Deserialize, Deserializer};
 
@@ -126,6 +127,18 @@ pub struct Incident {
     pub actions: Vec<String>,
     /// Why nothing is being done at the moment, when nothing is.
     pub waiting: Option<String>,
+    /// What an operator says was really at fault.
+    #[serde(default)]
+    pub label: Option<Truth>,
+}
+
+/// An operator's judgement of an [`Incident`].
+#[derive(Debug, Deserialize)]
+pub struct Truth {
+    /// Every true cause.
+    pub causes: Vec<TrueCause>,
+    /// When it was said.
+    pub at_ms: u64,
 }
 
 /// A verdict and when it was reached.

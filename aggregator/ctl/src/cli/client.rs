@@ -78,6 +78,28 @@ impl Client {
         self.answer("GET", url, sent)
     }
 
+    /// The answer to `GET path` as bytes, 64 MiB at most.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    pub fn get_bytes(&self, path: &str) -> Result<Vec<u8>, ClientError> {
+        let url = self.url(path);
+        let sent = self.agent.get(&url).call();
+        self.body("GET", &url, sent)
+    }
+
+    /// The answer to `DELETE path`.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    pub fn delete(&self, path: &str) -> Result<Value, ClientError> {
+        let url = self.url(path);
+        let sent = self.agent.delete(&url).call();
+        self.answer("DELETE", url, sent)
+    }
+
     /// The answer to `POST path` without a body.
     ///
     /// # Errors
@@ -120,6 +142,16 @@ impl Client {
         url: String,
         sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<Value, ClientError> {
+        let body = self.body(method, &url, sent)?;
+        serde_json::from_slice(&body).map_err(|error| ClientError::Foreign { url, why: error.to_string() })
+    }
+
+    fn body(
+        &self,
+        method: &'static str,
+        url: &str,
+        sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<Vec<u8>, ClientError> {
         let unreachable =
             |error: ureq::Error| ClientError::Unreachable { url: self.base.clone(), why: error.to_string() };
         let mut response = sent.map_err(unreachable)?;
@@ -127,8 +159,8 @@ impl Client {
         let body = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().map_err(unreachable)?;
         if !(200..300).contains(&status) {
             let problem = serde_json::from_slice(&body).map_or_else(|_| "refused".to_owned(), |p: Problem| p.error);
-            return Err(ClientError::Refused { method, url, problem, status });
+            return Err(ClientError::Refused { method, url: url.to_owned(), problem, status });
         }
-        serde_json::from_slice(&body).map_err(|error| ClientError::Foreign { url, why: error.to_string() })
+        Ok(body)
     }
 }

@@ -8,7 +8,11 @@ use serde_json::json;
 
 use super::{CliError, put, recording::RecordingOptions, told::Told};
 use crate::{
-    eval::{folder::Folder, run},
+    eval::{
+        folder::Folder,
+        run::{self, Evaluation, Prediction},
+    },
+    incident_file,
     replay::merge::Content,
 };
 
@@ -17,6 +21,9 @@ use crate::{
 /// DIR holds incidents.json, normal.json, and the recording: traces.jsonl and metrics.jsonl (plain, .gz or .zst), either of
 /// them. Each incident is answered from healthy windows before it, or the nearest ones where there are too few; the truth
 /// is read for scoring alone.
+///
+/// Or DIR holds incidents that `sagectl incidents export` wrote, and labels that `sagectl incidents label` gave them: each
+/// is answered again from what its file holds.
 #[derive(Args, Debug)]
 pub(super) struct EvalOptions {
     /// The folder.
@@ -33,6 +40,12 @@ pub(super) struct EvalOptions {
 
 impl EvalOptions {
     pub(super) fn run(&self) -> Result<(), CliError> {
+        if !self.dir.join("incidents.json").exists() {
+            let files = incident_file::files(&self.dir)?;
+            if !files.is_empty() {
+                return self.exported(&files);
+            }
+        }
         let folder = Folder::open(&self.dir)?;
         let mut recording = self.recording.recording();
         for (stem, content) in [("traces", Content::Traces), ("metrics", Content::Metrics)] {
@@ -42,15 +55,32 @@ impl EvalOptions {
         }
         let mut streams = self.recording.streams(&mut recording, Vec::new(), folder.find("graph.json").as_deref())?;
         streams.spans.sample(self.sample);
-        let evaluation = run::run(&folder, &mut recording, &mut streams, |prediction| {
-            let first = prediction.ranking.first().map_or("-", String::as_str);
-            let resource = prediction.resource.as_deref().unwrap_or("-");
-            eprintln!("{}: {} {first} ({resource}), P {:.2}", prediction.id, prediction.verdict, prediction.p);
-            if self.recording.is_verbose() {
-                prediction.why.iter().for_each(|line| eprintln!("    {line}"));
-            }
-        })?;
+        let evaluation = run::run(&folder, &mut recording, &mut streams, |prediction| self.tell(prediction))?;
         eprint!("{}", Told::of(&recording, &streams).text());
+        self.write(&folder, &evaluation)
+    }
+
+    fn exported(&self, files: &[PathBuf]) -> Result<(), CliError> {
+        let scored = incident_file::score(&self.dir, files, |prediction| self.tell(prediction))?;
+        if scored.unlabelled > 0 {
+            eprintln!("{} incidents without a label are left out", scored.unlabelled);
+        }
+        if scored.changed > 0 {
+            eprintln!("{} verdicts are not what they were when given: sagectl replay FILE", scored.changed);
+        }
+        self.write(&scored.folder, &scored.evaluation)
+    }
+
+    fn tell(&self, prediction: &Prediction) {
+        let first = prediction.ranking.first().map_or("-", String::as_str);
+        let resource = prediction.resource.as_deref().unwrap_or("-");
+        eprintln!("{}: {} {first} ({resource}), P {:.2}", prediction.id, prediction.verdict, prediction.p);
+        if self.recording.is_verbose() {
+            prediction.why.iter().for_each(|line| eprintln!("    {line}"));
+        }
+    }
+
+    fn write(&self, folder: &Folder, evaluation: &Evaluation) -> Result<(), CliError> {
         if let Some(path) = &self.json {
             let text = format!("{:#}\n", json!(evaluation.predictions));
             fs::write(path, text).map_err(CliError::Write)?;
@@ -58,7 +88,7 @@ impl EvalOptions {
         let (confident, wrong) = evaluation.confidence();
         put(&format!(
             "{}\n{confident} of {} answers name somebody with P of at least {}; {wrong} of those are wrong.\n",
-            evaluation.table(&folder),
+            evaluation.table(folder),
             evaluation.predictions.len(),
             run::CONFIDENT
         ))

@@ -5,7 +5,7 @@ use sage_causal::verdict::{Culprit, Resource, Verdict, VerdictKind};
 use super::{
     answer::{Action, DatedVerdict, Incident, Objective},
     table::{Table, cut, number, text, wrapped},
-    words::{clock, date_time, edge, evidence, millis, percent, percentile, resource, span},
+    words::{causes, clock, date_time, edge, evidence, millis, percent, percentile, resource, span},
 };
 
 /// Candidates shown; the rest is only counted.
@@ -38,6 +38,10 @@ impl Story<'_> {
                 }
                 out += &section("The way the latency travelled", &path(&last.verdict));
             }
+        }
+        if let Some(label) = &self.incident.label {
+            let said = format!("An operator said on {}: {}.", date_time(label.at_ms), causes(&label.causes));
+            out += &section("What it really was", &wrapped(&said, 2));
         }
         out += &section("What was done", &self.what_was_done());
         out += &section("What it did", &self.what_it_did());

@@ -3,8 +3,8 @@
 use super::{
     answer::{Action, Graph, Incident, Objective, Status, Suggestion},
     explain::state_words,
-    table::{Table, number, text, wrapped},
-    words::{date_time, millis, percent, percentile, span},
+    table::{Column, Table, number, text, wrapped},
+    words::{causes, culprits, date_time, millis, percent, percentile, span},
 };
 
 /// `sagectl status`: one screen.
@@ -72,26 +72,10 @@ pub fn objectives(slos: &[Objective]) -> String {
     if slos.is_empty() {
         return wrapped("No objective is set, so nothing is ever diagnosed. Propose some: sagectl slo suggest", 0);
     }
-    let columns = [
-        text("OBJECTIVE"),
-        text("SERVICE"),
-        text("OPERATION"),
-        text("PERCENTILE"),
-        number("TARGET"),
-        number("NOW"),
-        text("STATE"),
-    ];
-    let mut table = Table::new(columns);
+    let mut table = objective_table("OBJECTIVE", [number("NOW"), text("STATE")]);
     for slo in slos {
-        table.row([
-            slo.name.clone(),
-            slo.service.clone(),
-            slo.operation.clone().unwrap_or_else(|| "(all)".into()),
-            percentile(slo.percentile),
-            millis(slo.target_ms),
-            millis(slo.current_ms),
-            slo.state.clone(),
-        ]);
+        let goal = goal(&slo.name, &slo.service, slo.operation.as_deref(), slo.percentile, slo.target_ms);
+        table.row(goal.into_iter().chain([millis(slo.current_ms), slo.state.clone()]));
     }
     table.render()
 }
@@ -101,28 +85,23 @@ pub fn suggestions(list: &[Suggestion]) -> String {
     if list.is_empty() {
         return wrapped("Nothing to suggest yet: no entry operation has been seen in enough windows.", 0);
     }
-    let columns = [
-        text("NAME"),
-        text("SERVICE"),
-        text("OPERATION"),
-        text("PERCENTILE"),
-        number("TARGET"),
-        number("WINDOWS"),
-        text("BASIS"),
-    ];
-    let mut table = Table::new(columns);
+    let mut table = objective_table("NAME", [number("WINDOWS"), text("BASIS")]);
     for slo in list {
-        table.row([
-            slo.name.clone(),
-            slo.service.clone(),
-            slo.operation.clone().unwrap_or_else(|| "(all)".into()),
-            percentile(slo.percentile),
-            millis(slo.target_ms),
-            slo.windows.to_string(),
-            slo.basis.clone(),
-        ]);
+        let goal = goal(&slo.name, &slo.service, slo.operation.as_deref(), slo.percentile, slo.target_ms);
+        table.row(goal.into_iter().chain([slo.windows.to_string(), slo.basis.clone()]));
     }
     format!("{}\nAdopt one: sagectl slo set NAME\n", table.render())
+}
+
+fn objective_table(name: &'static str, more: [Column; 2]) -> Table {
+    let columns = [text(name), text("SERVICE"), text("OPERATION"), text("PERCENTILE"), number("TARGET")];
+    Table::new([&columns[..], &more[..]].concat())
+}
+
+/// The cells that set and suggested objectives have in common.
+fn goal(name: &str, service: &str, operation: Option<&str>, of: f64, target_ms: f64) -> [String; 5] {
+    let operation = operation.unwrap_or("(all)").to_owned();
+    [name.to_owned(), service.to_owned(), operation, percentile(of), millis(target_ms)]
 }
 
 /// `sagectl incidents`, newest first.
@@ -140,7 +119,9 @@ pub fn incidents(list: &[Incident]) -> String {
         number("TARGET"),
         text("CAUSE"),
     ];
-    let mut table = Table::new(columns);
+    // Most fleets label nothing; the others want to compare.
+    let is_labelled = list.iter().any(|incident| incident.label.is_some());
+    let mut table = Table::new(columns.into_iter().chain(is_labelled.then(|| text("TRUTH"))).collect::<Vec<_>>());
     for incident in list {
         let lasted = incident.resolved_at_ms.map(|end| span(end.saturating_sub(incident.opened_at_ms)));
         table.row([
@@ -152,6 +133,7 @@ pub fn incidents(list: &[Incident]) -> String {
             millis(incident.latency_ms),
             millis(incident.target_ms),
             cause(incident),
+            incident.label.as_ref().map_or_else(|| "-".into(), |label| causes(&label.causes)),
         ]);
     }
     format!("{}\nTimes are UTC. The reasoning behind one: sagectl explain ID\n", table.render())
@@ -159,13 +141,8 @@ pub fn incidents(list: &[Incident]) -> String {
 
 fn cause(incident: &Incident) -> String {
     let Some(last) = incident.verdicts.last() else { return "not diagnosed".into() };
-    let names: Vec<String> = last
-        .verdict
-        .culprits
-        .iter()
-        .map(|culprit| format!("{} ({})", culprit.service, format!("{:?}", culprit.resource).to_lowercase()))
-        .collect();
-    if names.is_empty() { "unknown".into() } else { names.join(", ") }
+    let names = culprits(&last.verdict);
+    if names.is_empty() { "unknown".into() } else { names }
 }
 
 /// `sagectl actions`, as the API orders them.

@@ -7,6 +7,7 @@ pub mod client;
 mod eval;
 pub mod explain;
 mod exported;
+mod incidents;
 pub mod lists;
 mod progress;
 mod recording;
@@ -15,6 +16,7 @@ mod reply;
 pub mod spec;
 pub mod table;
 mod told;
+mod whatif;
 pub mod words;
 
 use std::{
@@ -34,13 +36,23 @@ use self::{
     client::{Client, ClientError},
     eval::EvalOptions,
     explain::Story,
+    incidents::IncidentsOptions,
     replay::ReplayOptions,
     spec::{Spec, SpecError},
+    whatif::WhatIfOptions,
 };
-use sage_aggregator::config::SloSettings;
+use sage_aggregator::{
+    config::SloSettings,
+    incident_file::{format::FileError, replay::ReplayError},
+};
+use sage_causal::{
+    ModelError,
+    whatif::{UnknownName, WhatIfError},
+};
 
 use crate::{
     eval::folder::FolderError,
+    incident_file::IncidentsError,
     replay::{merge::ReadError, names::MapError},
 };
 
@@ -72,17 +84,14 @@ enum Command {
     /// The aggregator, its nodes and objectives; exits 0 healthy, 1 degraded, 2 down.
     Status,
     /// Broken targets, newest first.
-    Incidents {
-        /// Only those that are not over.
-        #[arg(long)]
-        open: bool,
-    },
+    Incidents(IncidentsOptions),
     /// The chain of reasoning behind one incident: what broke, why, what was done, what it did.
     Explain {
         /// The incident's number, from `sagectl incidents`.
         #[arg(value_name = "INCIDENT")]
         id: u64,
     },
+    Whatif(WhatIfOptions),
     /// Services and who calls whom.
     Graph,
     /// Changes made, recommended, or waiting for approval.
@@ -157,12 +166,26 @@ enum CliError {
     File(PathBuf, #[source] io::Error),
     #[error("{path} is no call graph: {1}", path = .0.display())]
     Graph(PathBuf, String),
+    #[error("{0}{cause}", cause = cause(.0))]
+    Incidents(#[from] IncidentsError),
     #[error(transparent)]
     MapLine(#[from] MapError),
     #[error("{0}")]
     Objective(String),
-    #[error("{path} is no incident that sagectl incidents export wrote; recordings go with --traces and --metrics", path = .0.display())]
-    Exported(PathBuf),
+    #[error("{path}: {1}{cause}", path = .0.display(), cause = cause(.1))]
+    IncidentFile(PathBuf, FileError),
+    #[error("{path}: {1}", path = .0.display())]
+    NoReplay(PathBuf, ReplayError),
+    #[error("{path} gives another verdict than it holds", path = .0.display())]
+    Differs(PathBuf),
+    #[error("cannot write {path}: {1}", path = .0.display())]
+    WriteFile(PathBuf, #[source] io::Error),
+    #[error("{path}: its model cannot be used: {1}", path = .0.display())]
+    Model(PathBuf, #[source] ModelError),
+    #[error(transparent)]
+    WhatIf(#[from] WhatIfError),
+    #[error("{0}; see sagectl graph, or add --untraced for one that is not traced")]
+    UnknownCause(UnknownName),
 }
 
 /// The cause behind an error, for the end of its line.
@@ -195,8 +218,9 @@ impl Sagectl {
         let session = Session { client: Client::new(&self.url), output: self.output };
         match self.command {
             Command::Status => return session.status(),
-            Command::Incidents { open } => session.incidents(open)?,
+            Command::Incidents(options) => options.run(&session)?,
             Command::Explain { id } => session.explain(id)?,
+            Command::Whatif(options) => options.run(&session)?,
             Command::Graph => session.show("/api/v1/graph", |graph: &Graph| lists::graph(graph))?,
             Command::Actions => session.show("/api/v1/actions", |list: &Vec<Action>| lists::actions(list))?,
             Command::Slo(command) => session.slo(command)?,
@@ -255,15 +279,6 @@ impl Session {
             "down" => ExitCode::from(EXIT_DOWN),
             _ => ExitCode::from(EXIT_DEGRADED),
         })
-    }
-
-    fn incidents(&self, only_open: bool) -> Result<(), CliError> {
-        let path = "/api/v1/incidents";
-        let mut value = self.client.get(path)?;
-        if let (true, Some(list)) = (only_open, value.as_array_mut()) {
-            list.retain(|incident| incident["state"] == "open");
-        }
-        self.write(path, value, |list: &Vec<Incident>| lists::incidents(list))
     }
 
     fn explain(&self, id: u64) -> Result<(), CliError> {

@@ -1,10 +1,11 @@
 //! Numbers and names in plain words: milliseconds, per cent, clock times, what a metric means.
 
+use sage_aggregator::core::TrueCause;
 use sage_causal::{
     observation::EdgeKey,
-    verdict::{Evidence, EvidenceKind, Resource},
+    verdict::{Evidence, EvidenceKind, Resource, Verdict},
 };
-use sage_common::Metric;
+use sage_common::{Metric, ServiceId};
 
 /// `48.3 ms`, with as many digits as a reader can use; `-` when absent.
 pub fn millis(value: impl Into<Option<f64>>) -> String {
@@ -80,6 +81,24 @@ pub const fn resource(resource: Resource) -> &'static str {
         Resource::Disk => "the disk",
         Resource::Network => "the network",
         Resource::Software => "the software itself (threads, connections, locks or a slow code path)",
+    }
+}
+
+/// The services that a verdict names, `geo (cpu), rate (network)`; empty when it names nobody.
+pub fn culprits(verdict: &Verdict) -> String {
+    let names = verdict.culprits.iter().map(|culprit| blamed(&culprit.service, Some(culprit.resource)));
+    names.collect::<Vec<_>>().join(", ")
+}
+
+/// What an operator says was at fault, `geo (cpu), rate`.
+pub fn causes(causes: &[TrueCause]) -> String {
+    causes.iter().map(|cause| blamed(&cause.service, cause.resource)).collect::<Vec<_>>().join(", ")
+}
+
+fn blamed(service: &ServiceId, resource: Option<Resource>) -> String {
+    match resource {
+        Some(resource) => format!("{service} ({})", format!("{resource:?}").to_lowercase()),
+        None => service.to_string(),
     }
 }
 

@@ -194,7 +194,8 @@ fn latencies<'a>(windows: &'a [Observation], slo: &'a Slo) -> impl Iterator<Item
         .filter(|(calls, us)| calls.is_finite() && us.is_finite() && *us > 0.0)
 }
 
-fn ranking(verdict: &Verdict, period: &[Observation]) -> Vec<ServiceId> {
+/// Services, the likeliest culprit first: those named with the other ends of their links, the candidates, then every callee.
+pub fn ranking(verdict: &Verdict, period: &[Observation]) -> Vec<ServiceId> {
     let mut ranking: Vec<ServiceId> = Vec::new();
     let mut add = |service: &ServiceId| {
         if !ranking.contains(service) {
