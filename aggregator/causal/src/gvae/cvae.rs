@@ -186,7 +186,7 @@ impl Cvae {
         draw: &mut SmallRng,
     ) -> Result<(f32, Grads), GvaeError> {
         let mut tape = Tape::default();
-        let (x, target) = (Input::data(&batch.x), batch.y.as_vec());
+        let (x, target) = (Input::data(&batch.x), batch.y.values());
         let q = self.encoder.forward(&[Input::data(&batch.x), Input::data(&batch.y)], Some((&mut tape, draw)))?;
         let p = self.prior.forward(&[x], Some((&mut tape, draw)))?;
         let mut total = loss::kl(&q, &p, options.alpha * options.beta, &mut tape);
@@ -235,7 +235,7 @@ fn decoder_inputs<'a>(x: &'a Matrix, context: Option<&'a Matrix>, z: Input<'a>) 
 
 /// The rows of `a`, then those of `b`.
 fn stack(a: &Matrix, b: &Matrix) -> Result<Matrix, GvaeError> {
-    let ((rows, cols), mut values) = (a.shape_of(), a.as_vec());
-    values.extend(b.as_vec());
+    let ((rows, cols), mut values) = (a.shape_of(), a.values());
+    values.extend(b.values());
     Ok(a.device().try_tensor_from_vec(values, (rows + b.shape_of().0, cols))?)
 }

@@ -214,15 +214,15 @@ impl Dense {
 
     fn affine(&self, inputs: &[Input<'_>]) -> Affine {
         let (batch, width) = (inputs[0].tensor.shape_of().0, self.rows[0].shape_of().1);
-        let bias = self.rows[0].as_vec();
+        let bias = self.rows[0].values();
         let mut this = Affine {
-            out: bias.iter().copied().cycle().take(batch * width).collect(),
+            out: bias.repeat(batch),
             inputs: Vec::with_capacity(inputs.len()),
             weights: Vec::with_capacity(inputs.len()),
         };
         for (input, weight) in inputs.iter().zip(&self.weights) {
-            let (values, size) = (Rc::new(input.tensor.as_vec()), input.tensor.shape_of().1);
-            let weights = weight.as_vec();
+            let (values, size) = (Rc::new(input.tensor.values()), input.tensor.shape_of().1);
+            let weights = weight.values();
             add_product(&mut this.out, View::new(&values, batch, size), View::new(&weights, size, width));
             this.inputs.push((input.tensor.clone(), values, input.wants_gradient));
             this.weights.push((weight.clone(), weights));
@@ -234,7 +234,7 @@ impl Dense {
 impl Saved {
     /// Normalises `out` and keeps what the way back needs.
     fn normalise(&mut self, out: &mut [f32], population: Option<&Moments>) {
-        self.gain = self.rows[1].as_vec();
+        self.gain = self.rows[1].values();
         self.inverse_std = match (self.norm, population) {
             (Norm::Layer, _) => standardise_rows(out, self.width),
             (Norm::Batch, Some(population)) => {
@@ -251,25 +251,21 @@ impl Saved {
     }
 
     /// Gain, shift, ReLU and dropout, in place.
-    fn activate(&mut self, out: &mut [f32], mut dropout: Option<(f32, &mut SmallRng)>) {
-        let shift = self.rows[2].as_vec();
-        self.passed = vec![0.0; out.len()];
-        for (index, value) in out.iter_mut().enumerate() {
-            let col = index % self.width;
-            let active = *value * self.gain[col] + shift[col];
-            let kept = match &mut dropout {
-                Some((rate, draw)) if *rate > 0.0 => {
-                    if draw.random::<f32>() < *rate {
-                        0.0
-                    } else {
-                        1.0 / (1.0 - *rate)
-                    }
-                }
-                _ => 1.0,
-            };
-            let passed = if active > 0.0 { kept } else { 0.0 };
-            *value = active * passed;
-            self.passed[index] = passed;
+    fn activate(&mut self, out: &mut [f32], dropout: Option<(f32, &mut SmallRng)>) {
+        let shift = self.rows[2].values();
+        self.passed = vec![1.0; out.len()];
+        if let Some((rate, draw)) = dropout.filter(|(rate, _)| *rate > 0.0) {
+            let kept = 1.0 / (1.0 - rate);
+            self.passed.fill_with(|| if draw.random::<f32>() < rate { 0.0 } else { kept });
+        }
+        let rows = out.chunks_exact_mut(self.width).zip(self.passed.chunks_exact_mut(self.width));
+        for (values, passed) in rows {
+            let units = values.iter_mut().zip(passed).zip(&self.gain).zip(&shift);
+            for (((value, passed), gain), shift) in units {
+                let active = *value * gain + shift;
+                *passed = if active > 0.0 { *passed } else { 0.0 };
+                *value = active * *passed;
+            }
         }
     }
 
@@ -297,8 +293,10 @@ impl Saved {
             *slope *= passed;
         }
         add_column_sums(grads.get_or_alloc_mut(&self.rows[2])?, slope, self.width);
-        let by_gain: Vec<f32> = slope.iter().zip(&self.normed).map(|(slope, normed)| slope * normed).collect();
-        add_column_sums(grads.get_or_alloc_mut(&self.rows[1])?, &by_gain, self.width);
+        let gains = grads.get_or_alloc_mut(&self.rows[1])?;
+        for (slope, normed) in slope.chunks_exact(self.width).zip(self.normed.chunks_exact(self.width)) {
+            gains.iter_mut().zip(slope).zip(normed).for_each(|((gain, slope), normed)| *gain += slope * normed);
+        }
         for row in slope.chunks_exact_mut(self.width) {
             row.iter_mut().zip(&self.gain).for_each(|(slope, gain)| *slope *= gain);
         }
@@ -357,15 +355,26 @@ fn add_column_sums(sums: &mut [f32], values: &[f32], width: usize) {
     }
 }
 
-/// The shape of a run-time matrix.
+/// The shape and the values of a run-time matrix.
 pub(super) trait ShapeOf {
     /// `(rows, cols)`.
     fn shape_of(&self) -> (usize, usize);
+
+    /// A copy of the values, row by row. Every matrix here is dense, so its storage is copied as it stands; `as_vec` would
+    /// walk it by strides.
+    fn values(&self) -> Vec<f32>;
 }
 
 impl ShapeOf for Matrix {
     fn shape_of(&self) -> (usize, usize) {
         *dfdx::shapes::HasShape::shape(self)
+    }
+
+    fn values(&self) -> Vec<f32> {
+        let (rows, cols) = self.shape_of();
+        let mut values = vec![0.0; rows * cols];
+        self.copy_into(&mut values);
+        values
     }
 }
 
@@ -386,7 +395,7 @@ mod tests {
         let mut tape = Tape::default();
         let mut draw = SmallRng::seed_from_u64(1);
         let out = layer.forward(&[Input::hidden(x)], Some((&mut tape, &mut draw))).expect("forward");
-        let len = out.as_vec().len();
+        let len = out.values().len();
         tape.add_backward_op(move |grads| {
             let slope = grads.get_or_alloc_mut(&out)?;
             (0..len).for_each(|index| slope[index] += (index % 5) as f32 - 1.7);
@@ -415,21 +424,21 @@ mod tests {
                 let mut moved = values.clone();
                 moved[index] += delta;
                 let moved = device.try_tensor_from_vec(moved, (4, 3)).expect("x");
-                weighted_sum(&layer.forward(&[Input::data(&moved)], None).expect("forward").as_vec())
+                weighted_sum(&layer.forward(&[Input::data(&moved)], None).expect("forward").values())
             };
             let numeric = (at(step) - at(-step)) / (2.0 * step);
             let exact = grads.get_or_alloc_mut(&x).expect("gradient")[index];
             assert!((numeric - exact).abs() < 0.05 * (1.0 + exact.abs()), "x[{index}]: {numeric} against {exact}");
         }
         for (parameter, tensor) in layer.parameters().enumerate() {
-            let values = tensor.as_vec();
+            let values = tensor.values();
             for index in 0..values.len() {
                 let at = |delta: f32| {
                     let mut moved = layer.clone();
                     let mut values = values.clone();
                     values[index] += delta;
                     moved.parameters_mut().nth(parameter).expect("same layer").copy_from(&values);
-                    weighted_sum(&moved.forward(&[Input::data(&x)], None).expect("forward").as_vec())
+                    weighted_sum(&moved.forward(&[Input::data(&x)], None).expect("forward").values())
                 };
                 let numeric = (at(step) - at(-step)) / (2.0 * step);
                 let exact = grads.get_or_alloc_mut(tensor).expect("gradient")[index];
@@ -446,9 +455,9 @@ mod tests {
         let layer = Dense::new(&device, &[2], 8, Activation::NormRelu { norm: Norm::Layer, dropout: 0.5 }, &mut draw)
             .expect("layer");
         let x = device.try_tensor_from_vec(vec![0.3; 4000], (2000, 2)).expect("x");
-        let plain: f32 = layer.forward(&[Input::data(&x)], None).expect("use").as_vec().iter().sum();
+        let plain: f32 = layer.forward(&[Input::data(&x)], None).expect("use").values().iter().sum();
         let mut tape = Tape::default();
-        let dropped = layer.forward(&[Input::data(&x)], Some((&mut tape, &mut draw))).expect("training").as_vec();
+        let dropped = layer.forward(&[Input::data(&x)], Some((&mut tape, &mut draw))).expect("training").values();
         let kept = dropped.iter().filter(|value| **value > 0.0).count();
         assert!(kept > 0 && kept < dropped.len());
         assert!((dropped.iter().sum::<f32>() / plain - 1.0).abs() < 0.05);

@@ -14,7 +14,7 @@ const HUBER_DELTA: f32 = 1.0;
 /// Mean Huber loss of `y_hat` `(B, D)` over the entries whose `mask` is set, times `weight`.
 pub(super) fn huber(y_hat: &Matrix, y: &[f32], mask: &[bool], weight: f32, tape: &mut Tape) -> f32 {
     let errors: Vec<f32> = y_hat
-        .as_vec()
+        .values()
         .iter()
         .zip(y)
         .zip(mask)
@@ -42,7 +42,7 @@ pub(super) fn huber(y_hat: &Matrix, y: &[f32], mask: &[bool], weight: f32, tape:
 /// `0.5 sum(ln vp - ln vq + (vq + (mq - mp)^2) / vp - 1)`. Source: Kingma & Welling, *Auto-Encoding Variational Bayes*,
 /// ICLR 2014, appendix B, for two diagonal Gaussians.
 pub(super) fn kl(q: &Matrix, p: &Matrix, weight: f32, tape: &mut Tape) -> f32 {
-    let ((batch, width), q_values, p_values) = (q.shape_of(), q.as_vec(), p.as_vec());
+    let ((batch, width), q_values, p_values) = (q.shape_of(), q.values(), p.values());
     let z = width / 2;
     let scale = weight / batch as f32;
     let mut loss = 0.0;
@@ -76,7 +76,7 @@ pub(super) fn kl(q: &Matrix, p: &Matrix, weight: f32, tape: &mut Tape) -> f32 {
 
 /// A draw `z = mean + e^(ln_var / 2) eps` of `(B, Z)` from `(B, 2Z)`, differentiable by both.
 pub(super) fn draw_latent(moments: &Matrix, draw: &mut SmallRng, tape: &mut Tape) -> Result<Matrix, GvaeError> {
-    let ((batch, width), values) = (moments.shape_of(), moments.as_vec());
+    let ((batch, width), values) = (moments.shape_of(), moments.values());
     let z = width / 2;
     let mut latent = vec![0.0; batch * z];
     let mut spread_slope = vec![0.0; batch * z];

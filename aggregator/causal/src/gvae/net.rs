@@ -154,7 +154,7 @@ impl ServiceNet {
             return Err(GvaeError::Shape { what: "latent values against rows", left: z.len(), right: rows * latent });
         }
         let z = Cpu::default().try_tensor_from_vec(z, (rows, latent))?;
-        let y = self.net.decode(&x, context.as_ref(), &z)?.as_vec();
+        let y = self.net.decode(&x, context.as_ref(), &z)?.values();
         Ok(y.chunks_exact(self.sizes.y).map(|row| self.y.restore(row)).collect())
     }
 
@@ -171,7 +171,7 @@ impl ServiceNet {
             let (mean, ln_var) = row.split_at(self.sizes.latent);
             Latent { mean: mean.to_vec(), sd: ln_var.iter().map(|v| loss::standard_deviation(*v)).collect() }
         };
-        moments.as_vec().chunks_exact(2 * self.sizes.latent).map(latent).collect()
+        moments.values().chunks_exact(2 * self.sizes.latent).map(latent).collect()
     }
 
     /// Columns of `x`.

@@ -9,7 +9,7 @@ use rand::{SeedableRng, rngs::SmallRng, seq::SliceRandom};
 use super::{
     Grads, GvaeError, Matrix, Table,
     cvae::{Batch, Cvae, Sizes},
-    dense::Norm,
+    dense::{Norm, ShapeOf},
     scaler::Scaler,
 };
 
@@ -74,7 +74,8 @@ struct Adam {
 impl Adam {
     fn new(net: &Cvae) -> Result<Self, GvaeError> {
         let zeros = |tensor: &Matrix| -> Result<_, GvaeError> {
-            let len = tensor.as_vec().len();
+            let (rows, cols) = tensor.shape_of();
+            let len = rows * cols;
             Ok([tensor.device().try_alloc_len(len)?, tensor.device().try_alloc_len(len)?])
         };
         Ok(Self { step: 0, moments: net.parameters().map(zeros).collect::<Result<_, _>>()? })
@@ -121,11 +122,53 @@ pub(super) struct Samples<'a> {
     pub(super) y: Scaled<'a>,
 }
 
-impl Samples<'_> {
+/// All samples on their standard scales, made once for all epochs.
+struct Rows {
+    x: Standard,
+    context: Option<Standard>,
+    y: Standard,
+    /// Which effects are present, row-major.
+    mask: Vec<bool>,
+}
+
+impl Rows {
+    fn new(samples: &Samples<'_>) -> Self {
+        let Samples { x, context, y } = *samples;
+        let mask = (0..y.0.rows()).flat_map(|row| y.0.row(row)).map(|value| value.is_finite()).collect();
+        Self { x: Standard::new(x), context: context.map(Standard::new), y: Standard::new(y), mask }
+    }
+
     fn batch(&self, rows: &[usize]) -> Result<Batch, GvaeError> {
-        let mask = rows.iter().flat_map(|row| self.y.0.row(*row)).map(|value| value.is_finite()).collect();
-        let context = self.context.map(|context| standard(context, rows)).transpose()?;
-        Ok(Batch { x: standard(self.x, rows)?, context, y: standard(self.y, rows)?, mask })
+        let context = self.context.as_ref().map(|context| context.rows(rows)).transpose()?;
+        let mask = gathered(&self.mask, self.y.cols, rows);
+        Ok(Batch { x: self.x.rows(rows)?, context, y: self.y.rows(rows)?, mask })
+    }
+}
+
+/// `rows` of row-major `values`.
+fn gathered<T: Copy>(values: &[T], cols: usize, rows: &[usize]) -> Vec<T> {
+    let mut taken = Vec::with_capacity(rows.len() * cols);
+    for row in rows {
+        taken.extend_from_slice(&values[row * cols..(row + 1) * cols]);
+    }
+    taken
+}
+
+/// A table on its standard scale, row-major.
+struct Standard {
+    cols: usize,
+    values: Vec<f32>,
+}
+
+impl Standard {
+    fn new((table, scaler): Scaled<'_>) -> Self {
+        let values = (0..table.rows()).flat_map(|row| scaler.standardise(table.row(row))).collect();
+        Self { cols: table.cols(), values }
+    }
+
+    fn rows(&self, rows: &[usize]) -> Result<Matrix, GvaeError> {
+        let values = gathered(&self.values, self.cols, rows);
+        Ok(Cpu::default().try_tensor_from_vec(values, (rows.len(), self.cols))?)
     }
 }
 
@@ -144,13 +187,14 @@ pub(super) fn fit(
 ) -> Result<(), GvaeError> {
     let mut draw = SmallRng::seed_from_u64(options.seed);
     let mut order = order.to_vec();
+    let all = Rows::new(samples);
     let mut adam = Adam::new(net)?;
     let steps = options.epochs * order.len().div_ceil(options.batch);
     let mut step = 0;
     for epoch in 0..options.epochs {
         order.shuffle(&mut draw);
         for rows in order.chunks(options.batch) {
-            let (loss, mut grads) = net.step(&samples.batch(rows)?, options, &mut draw)?;
+            let (loss, mut grads) = net.step(&all.batch(rows)?, options, &mut draw)?;
             if !loss.is_finite() {
                 return Err(GvaeError::NonFinite { epoch });
             }
@@ -159,9 +203,9 @@ pub(super) fn fit(
         }
     }
     if options.norm == Norm::Batch {
-        net.settle(&samples.batch(&order)?, &mut draw)?;
+        net.settle(&all.batch(&order)?, &mut draw)?;
     }
-    let finite = net.parameters().all(|parameter| parameter.as_vec().iter().all(|value| value.is_finite()));
+    let finite = net.parameters().all(|parameter| parameter.values().iter().all(|value| value.is_finite()));
     if finite { Ok(()) } else { Err(GvaeError::NonFinite { epoch: options.epochs }) }
 }
 

@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::{
     CvaeOptions, GvaeError, ServiceNet,
     cvae::{Cvae, Sizes},
-    dense::{Activation, Moments, Norm},
+    dense::{Activation, Moments, Norm, ShapeOf},
     scaler::Scaler,
 };
 
@@ -35,7 +35,7 @@ impl ServiceNet {
             bytes.extend((number as u32).to_le_bytes());
         }
         let scalers = [&self.x, &self.context, &self.y].into_iter().flat_map(|s| s.location.iter().chain(&s.scale));
-        let weights = self.net.parameters().flat_map(dfdx::tensor::Tensor::as_vec);
+        let weights = self.net.parameters().flat_map(ShapeOf::values);
         let moments = self.net.layers().filter_map(|layer| layer.population.as_ref());
         let moments = moments.flat_map(|moments| moments.mean.iter().chain(&moments.inverse_std));
         let floats = scalers.copied().chain(weights).chain(moments.copied());
@@ -67,7 +67,7 @@ impl ServiceNet {
         let (x, context, y) = (scaler(sizes.x)?, scaler(sizes.context)?, scaler(sizes.y)?);
         let mut net = Cvae::new(&sizes, &CvaeOptions::default(), &mut SmallRng::seed_from_u64(0))?;
         for parameter in net.parameters_mut() {
-            let values = reader.floats(parameter.as_vec().len())?;
+            let values = reader.floats(parameter.values().len())?;
             dfdx::tensor::Cpu::copy_from(parameter, &values);
         }
         for layer in net.layers_mut() {
