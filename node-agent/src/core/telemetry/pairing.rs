@@ -160,6 +160,10 @@ impl Pairing {
                 unfinished.oversized += trace.len() as u64;
                 return false;
             }
+            // Nothing of it is due: what waits for a parent came no earlier than its window, so it waits on as well.
+            if trace.iter().all(|span| span.window > window) {
+                return true;
+            }
             close_trace(*hash, trace, window, patience, &mut finish, &mut unfinished);
             !trace.is_empty()
         });
