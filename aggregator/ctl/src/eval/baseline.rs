@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use sage_causal::{observation::Observation, verdict::Resource};
-use sage_common::{Metric, ServiceId};
+use sage_common::{LatencyQuantiles, Metric, ServiceId};
 
 /// Smallest standard deviation, as a share of the mean.
 const SPREAD_MIN: f64 = 1e-3;
@@ -22,24 +22,37 @@ pub struct Ranked {
 
 type Series<K> = BTreeMap<K, Vec<f64>>;
 
-/// Largest distance of any metric of a service from its mean, in standard deviations.
+/// What N-sigma looks at.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum What {
+    /// A usage metric.
+    Usage(Metric),
+    /// How long a service took, at half and at nineteen in twenty of its calls.
+    Median,
+    Tail,
+}
+
+/// Largest distance of any metric of a service from its mean, in standard deviations; latency is a metric.
 pub fn n_sigma(training: &[Observation], period: &[Observation]) -> Ranked {
     let (healthy, seen) = (metrics(training), metrics(period));
-    let mut best: BTreeMap<ServiceId, (f64, Metric)> = BTreeMap::new();
-    for ((service, metric), values) in &seen {
-        let Some((mean, spread)) = healthy.get(&(service.clone(), *metric)).and_then(|own| moments(own)) else {
+    let mut best: BTreeMap<ServiceId, (f64, What)> = BTreeMap::new();
+    for ((service, what), values) in &seen {
+        let Some((mean, spread)) = healthy.get(&(service.clone(), *what)).and_then(|own| moments(own)) else {
             continue;
         };
         let spread = spread.max(SPREAD_MIN * mean.abs()).max(1e-9);
         let z = values.iter().map(|value| (value - mean).abs() / spread).fold(0.0, f64::max);
-        let entry = best.entry(service.clone()).or_insert((z, *metric));
+        let entry = best.entry(service.clone()).or_insert((z, *what));
         if z > entry.0 {
-            *entry = (z, *metric);
+            *entry = (z, *what);
         }
     }
-    let mut ranked: Vec<(ServiceId, (f64, Metric))> = best.into_iter().collect();
+    let mut ranked: Vec<(ServiceId, (f64, What))> = best.into_iter().collect();
     ranked.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
-    let resource = ranked.first().map(|(_, (_, metric))| metric.group().into());
+    let resource = ranked.first().and_then(|(_, (_, what))| match what {
+        What::Usage(metric) => Some(metric.group().into()),
+        What::Median | What::Tail => None,
+    });
     Ranked { ranking: ranked.into_iter().map(|(service, _)| service).collect(), resource }
 }
 
@@ -60,18 +73,37 @@ pub fn self_time(training: &[Observation], period: &[Observation]) -> Ranked {
     Ranked { ranking: ranked.into_iter().map(|(service, _)| service).collect(), resource: None }
 }
 
-fn metrics(windows: &[Observation]) -> Series<(ServiceId, Metric)> {
-    let mut series: Series<(ServiceId, Metric)> = BTreeMap::new();
+fn metrics(windows: &[Observation]) -> Series<(ServiceId, What)> {
+    let mut series: Series<(ServiceId, What)> = BTreeMap::new();
     for service in windows.iter().flat_map(|window| &window.services) {
         let mut sums: BTreeMap<Metric, f64> = BTreeMap::new();
         for (metric, quantiles) in service.instances.iter().flat_map(|instance| &instance.metrics) {
             *sums.entry(*metric).or_default() += f64::from(quantiles.median());
         }
         for (metric, sum) in sums {
-            series.entry((service.service.clone(), metric)).or_default().push(sum);
+            series.entry((service.service.clone(), What::Usage(metric))).or_default().push(sum);
+        }
+    }
+    for window in windows {
+        for (service, quantiles) in served(window) {
+            series.entry((service.clone(), What::Median)).or_default().push(f64::from(quantiles.at(50.0)));
+            series.entry((service, What::Tail)).or_default().push(f64::from(quantiles.at(95.0)));
         }
     }
     series
+}
+
+/// The busiest operation of every service, as it was served.
+fn served(window: &Observation) -> BTreeMap<ServiceId, LatencyQuantiles> {
+    let mut busiest: BTreeMap<ServiceId, (f64, LatencyQuantiles)> = BTreeMap::new();
+    for edge in &window.edges {
+        let Some(server) = edge.server.or(edge.client) else { continue };
+        let found = busiest.entry(edge.key.callee.clone()).or_insert((edge.calls, server));
+        if edge.calls > found.0 {
+            *found = (edge.calls, server);
+        }
+    }
+    busiest.into_iter().map(|(service, (_, quantiles))| (service, quantiles)).collect()
 }
 
 /// Logs of the 90th percentile of self times and gaps, by service and operation.

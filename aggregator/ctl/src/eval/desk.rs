@@ -26,6 +26,10 @@ pub struct Reply {
     pub answer: Result<Answer, StudyError>,
 }
 
+/// Periods answered from percentiles that are kept back in case spans tell more: each holds its windows. Spans come within
+/// minutes of them, or not at all.
+const SPARE_MAX: usize = 64;
+
 /// Periods that wait for an answer.
 #[derive(Debug)]
 pub struct Desk {
@@ -90,6 +94,9 @@ impl Desk {
 
     fn by_spans(&mut self, case: Case, streams: &Streams) -> Option<Reply> {
         let number = case.number;
+        if self.answered[number] {
+            return None;
+        }
         match answer(&case.training, &case.period, &self.slos(number, &streams.spans)) {
             Ok(answer) => {
                 self.spare.remove(&number);
@@ -109,13 +116,21 @@ impl Desk {
         if self.answered[number] {
             return None;
         }
-        if !self.unanswered.contains_key(&number) {
-            self.spare.insert(number, case);
+        if self.unanswered.contains_key(&number) {
+            return self.instead(case, streams);
+        }
+        self.spare.insert(number, case);
+        if self.spare.len() <= SPARE_MAX {
             return None;
         }
-        let answer = answer(&case.training, &case.period, &self.slos(number, &streams.metrics)).ok()?;
-        self.unanswered.remove(&number);
-        self.answered[number] = true;
+        let (_, oldest) = self.spare.pop_first()?;
+        self.instead(oldest, streams)
+    }
+
+    fn instead(&mut self, case: Case, streams: &Streams) -> Option<Reply> {
+        let answer = answer(&case.training, &case.period, &self.slos(case.number, &streams.metrics)).ok()?;
+        self.unanswered.remove(&case.number);
+        self.answered[case.number] = true;
         Some(Reply { case, source: Source::Metrics, answer: Ok(answer) })
     }
 }

@@ -110,11 +110,6 @@ impl Feed {
         self.graph.merge(graph);
     }
 
-    /// Who calls whom where no spans tell.
-    pub fn graph(&self) -> &CallGraph {
-        &self.graph
-    }
-
     /// Takes only this share of all traces, as a sampler would: whole traces, by their hash.
     pub fn sample(&mut self, share: f64) {
         self.share = share.clamp(1e-6, 1.0);
@@ -256,11 +251,6 @@ impl Feed {
     /// Data points that spoke of latency.
     pub fn percentiles(&self) -> u64 {
         self.percentiles
-    }
-
-    /// Spans whose kind was found out.
-    pub fn kinds_told(&self) -> u64 {
-        self.kinds.told()
     }
 
     fn measure(&mut self, service: &str, at: Timestamp, of: Whose, said: Said) {

@@ -143,26 +143,18 @@ impl Input {
     fn line(&mut self) -> io::Result<Option<usize>> {
         loop {
             self.request.clear();
-            let mut length = 0;
-            loop {
-                let chunk = self.reader.fill_buf()?;
-                if chunk.is_empty() && length == 0 {
-                    return Ok(None);
-                }
-                let end = chunk.iter().position(|byte| *byte == b'\n');
-                let part = &chunk[..end.unwrap_or(chunk.len())];
-                let room = REQUEST_BYTES_MAX.saturating_sub(self.request.len());
-                self.request.extend_from_slice(&part[..part.len().min(room)]);
-                length += part.len();
-                let (used, is_over) = (part.len() + usize::from(end.is_some()), end.is_some() || chunk.is_empty());
-                self.reader.consume(used);
-                if is_over {
-                    break;
-                }
+            let mut some = self.reader.by_ref().take(REQUEST_BYTES_MAX as u64 + 1);
+            if some.read_until(b'\n', &mut self.request)? == 0 {
+                return Ok(None);
             }
             self.place += 1;
+            if self.request.last() == Some(&b'\n') {
+                self.request.pop();
+            } else if self.request.len() > REQUEST_BYTES_MAX {
+                self.reader.skip_until(b'\n')?;
+            }
             if !self.request.iter().all(u8::is_ascii_whitespace) {
-                return Ok(Some(length));
+                return Ok(Some(self.request.len()));
             }
         }
     }
