@@ -19,7 +19,7 @@ use crate::{
         feed::Source,
         merge::Content,
         streams::{Finished, Streams},
-        study::answer,
+        study::{answer, answer_by_means},
         time::{self, Period},
         watch::{Found, Watch},
     },
@@ -240,5 +240,9 @@ fn nothing(streams: &Streams) -> String {
 fn of_found(found: &Found, slos: &[Slo], source: Source) -> Said {
     let start = found.period.first().map(|window| window.start).unwrap_or_default();
     let end = found.period.last().map(|window| window.start + window.length).unwrap_or_default();
-    Said { period: Period { start, end }, source, answer: answer(&found.training, &found.period, slos) }
+    let study = match source {
+        Source::Spans => answer,
+        Source::Metrics => answer_by_means,
+    };
+    Said { period: Period { start, end }, source, answer: study(&found.training, &found.period, slos) }
 }

@@ -42,6 +42,7 @@ impl Said {
             "normal_us": answer.normal,
             "observed_us": answer.observed,
             "ranking": answer.ranking.iter().map(|service| streams.written(service)).collect::<Vec<_>>(),
+            "added": answer.adding().map(|(service, us)| json!({"service": streams.written(service), "us": us})).collect::<Vec<_>>(),
             "resource": answer.resource,
             "p": answer.p,
             "windows": {"training": answer.training, "period": answer.period},
@@ -67,6 +68,14 @@ impl Said {
         }
         let next: Vec<String> = answer.ranking.iter().take(SHOWN).map(name).collect();
         text += &format!("  ranking: {}\n", next.join(", "));
+        let adds: Vec<String> = answer
+            .adding()
+            .take(SHOWN)
+            .map(|(service, us)| format!("{} {}", name(service), words::millis(us / 1e3)))
+            .collect();
+        if !adds.is_empty() {
+            text += &format!("  time added to a request in the mean: {}\n", adds.join(", "));
+        }
         for missing in &answer.verdict.missing {
             text += &format!("  note: {missing}\n");
         }

@@ -20,11 +20,24 @@ pub struct Ranked {
     pub resource: Option<Resource>,
 }
 
-type Series<K> = BTreeMap<K, Vec<f64>>;
+impl Ranked {
+    /// By the score of each service, largest first; the resource is that of the first one's metric.
+    pub(super) fn of(best: BTreeMap<ServiceId, (f64, What)>) -> Self {
+        let mut ranked: Vec<(ServiceId, (f64, What))> = best.into_iter().collect();
+        ranked.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
+        let resource = ranked.first().and_then(|(_, (_, what))| match what {
+            What::Usage(metric) => Some(metric.group().into()),
+            What::Median | What::Tail => None,
+        });
+        Self { ranking: ranked.into_iter().map(|(service, _)| service).collect(), resource }
+    }
+}
 
-/// What N-sigma looks at.
+pub(super) type Series<K> = BTreeMap<K, Vec<f64>>;
+
+/// What metric rules look at.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-enum What {
+pub(super) enum What {
     /// A usage metric.
     Usage(Metric),
     /// How long a service took, at half and at nineteen in twenty of its calls.
@@ -47,13 +60,7 @@ pub fn n_sigma(training: &[Observation], period: &[Observation]) -> Ranked {
             *entry = (z, *what);
         }
     }
-    let mut ranked: Vec<(ServiceId, (f64, What))> = best.into_iter().collect();
-    ranked.sort_by(|a, b| b.1.0.total_cmp(&a.1.0));
-    let resource = ranked.first().and_then(|(_, (_, what))| match what {
-        What::Usage(metric) => Some(metric.group().into()),
-        What::Median | What::Tail => None,
-    });
-    Ranked { ranking: ranked.into_iter().map(|(service, _)| service).collect(), resource }
+    Ranked::of(best)
 }
 
 /// Rise of a service's self times and of the gaps into it, in standard deviations between windows; gaps are charged to
@@ -73,7 +80,8 @@ pub fn self_time(training: &[Observation], period: &[Observation]) -> Ranked {
     Ranked { ranking: ranked.into_iter().map(|(service, _)| service).collect(), resource: None }
 }
 
-fn metrics(windows: &[Observation]) -> Series<(ServiceId, What)> {
+/// Every metric of every service, window by window.
+pub(super) fn metrics(windows: &[Observation]) -> Series<(ServiceId, What)> {
     let mut series: Series<(ServiceId, What)> = BTreeMap::new();
     for service in windows.iter().flat_map(|window| &window.services) {
         let mut sums: BTreeMap<Metric, f64> = BTreeMap::new();

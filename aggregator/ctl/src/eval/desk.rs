@@ -11,7 +11,7 @@ use super::{
 use crate::replay::{
     feed::{Feed, Source},
     streams::{Finished, Streams},
-    study::{Answer, StudyError, answer},
+    study::{Answer, StudyError, answer, answer_by_means},
     time::Period,
 };
 
@@ -128,7 +128,7 @@ impl Desk {
     }
 
     fn instead(&mut self, case: Case, streams: &Streams) -> Option<Reply> {
-        let answer = answer(&case.training, &case.period, &self.slos(case.number, &streams.metrics)).ok()?;
+        let answer = answer_by_means(&case.training, &case.period, &self.slos(case.number, &streams.metrics)).ok()?;
         self.unanswered.remove(&case.number);
         self.answered[case.number] = true;
         Some(Reply { case, source: Source::Metrics, answer: Ok(answer) })

@@ -3,6 +3,7 @@
 //! The truth is read for scoring alone, after the last answer. One pass over the recording; memory is bounded by the
 //! windows kept for training and those of the incidents that wait for an answer.
 
+pub mod baro;
 pub mod baseline;
 pub mod collect;
 pub mod desk;

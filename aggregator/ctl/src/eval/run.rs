@@ -7,6 +7,7 @@ use sage_common::ServiceId;
 use serde::Serialize;
 
 use super::{
+    baro::baro,
     baseline::{self, Ranked},
     desk::{Desk, Reply},
     folder::Folder,
@@ -22,6 +23,9 @@ use crate::replay::{
 
 /// Services of a ranking that are written.
 const RANKING_MAX: usize = 10;
+
+/// Services whose added time is told.
+const ADDED_MAX: usize = 3;
 
 /// P from which a verdict is confident.
 pub const CONFIDENT: f64 = 0.5;
@@ -94,6 +98,7 @@ pub fn run(
 struct Answered {
     prediction: Prediction,
     n_sigma: Ranked,
+    baro: Ranked,
     self_time: Ranked,
 }
 
@@ -107,6 +112,7 @@ impl Answered {
         Self {
             prediction,
             n_sigma: baseline::n_sigma(&case.training, &case.period),
+            baro: baro(&case.training, &case.period),
             self_time: baseline::self_time(&case.training, &case.period),
         }
     }
@@ -123,6 +129,14 @@ fn prediction(id: &str, answer: &Answer, source: Source, streams: &Streams) -> P
     why.push(format!("{} at {}, P {:.2}", verdict.counterfactual, time::format(verdict.window), verdict.p_restored));
     if source == Source::Metrics {
         why.push("latencies are of recorded percentiles, because spans do not suffice".to_owned());
+    }
+    let added: Vec<String> = answer
+        .adding()
+        .take(ADDED_MAX)
+        .map(|(service, us)| format!("{} {:.1} ms", streams.written(service), us / 1e3))
+        .collect();
+    if !added.is_empty() {
+        why.push(format!("added to a request in the mean: {}", added.join(", ")));
     }
     why.extend(verdict.missing.iter().cloned());
     Prediction {
@@ -163,19 +177,21 @@ fn scored(folder: &Folder, streams: &Streams, answered: &BTreeMap<usize, Answere
         let resource = ranked.resource.map(|resource| format!("{resource:?}").to_lowercase());
         Score::of(&folder.incidents[number].truth, &names(&ranked.ranking), resource.as_deref())
     };
-    let (mut ours, mut n_sigma, mut self_time) = (Vec::new(), Vec::new(), Vec::new());
+    let [mut ours, mut n_sigma, mut baro, mut self_time] = [const { Vec::new() }; 4];
     let mut predictions = Vec::new();
     for (number, incident) in folder.incidents.iter().enumerate() {
         let Some(answer) = answered.get(&number) else { continue };
         let own = &answer.prediction;
         ours.push(Score::of(&incident.truth, &own.ranking, own.resource.as_deref()));
         n_sigma.push(score(number, &answer.n_sigma));
+        baro.push(score(number, &answer.baro));
         self_time.push(score(number, &answer.self_time));
         predictions.push(own.clone());
     }
     let methods = vec![
         Method { name: "sage", scores: ours },
         Method { name: "n-sigma", scores: n_sigma },
+        Method { name: "baro", scores: baro },
         Method { name: "self-time z", scores: self_time },
     ];
     Evaluation { predictions, methods }

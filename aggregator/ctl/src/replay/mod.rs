@@ -1,5 +1,6 @@
 //! Recorded telemetry through both cores: files in, observations and verdicts out.
 
+pub mod accounts;
 pub mod batch;
 pub mod callgraph;
 pub mod entries;

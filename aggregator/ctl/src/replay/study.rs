@@ -13,6 +13,8 @@ use sage_causal::{
 use sage_common::{Micros, ServiceId, Slo};
 use thiserror::Error;
 
+use super::accounts::{self, Added};
+
 /// Healthy windows below which an entry's normal latency is not known.
 const WINDOWS_MIN: usize = 5;
 
@@ -70,6 +72,8 @@ pub struct Answer {
     pub resource: Option<Resource>,
     /// How sure: P(target met) had the named been normal; zero when nobody is named.
     pub p: f64,
+    /// What services add to a request in the mean, most first: of recorded percentiles alone.
+    pub added: Vec<Added>,
     /// Windows learnt from.
     pub training: usize,
     /// Windows of the period.
@@ -113,6 +117,23 @@ pub fn answer(training: &[Observation], period: &[Observation], slos: &[Slo]) ->
     Ok(ask(&model, &worst, asked, training.len(), period))
 }
 
+/// As [`answer`], of latencies that are recorded percentiles. Distributions composed of those are rough, and mean times
+/// add up whatever the shape: services rank by what they [add](accounts::added) to a request, and who is named must be first there,
+/// else nobody is named with confidence. Calls that nobody waits for are left out.
+///
+/// # Errors
+///
+/// [`StudyError`].
+pub fn answer_by_means(training: &[Observation], period: &[Observation], slos: &[Slo]) -> Result<Answer, StudyError> {
+    let all: Vec<&Observation> = training.iter().chain(period).collect();
+    let unawaited = accounts::unawaited(&all);
+    let (training, period) = (accounts::without(training, &unawaited), accounts::without(period, &unawaited));
+    let mut answer = answer(&training, &period, slos)?;
+    answer.added = accounts::added(&training, &period, &answer.slo.service);
+    answer.rank_by_means();
+    Ok(answer)
+}
+
 /// `slos` with a target each, from `training`; those whose normal latency is not known there are left out.
 pub fn targets(training: &[Observation], slos: &[Slo]) -> Vec<Slo> {
     let healthy = slos.iter().filter_map(|slo| entry(slo, training, training));
@@ -128,10 +149,32 @@ fn ask(model: &Model, entry: &Entry, slo: Slo, training: usize, period: &[Observ
         p: if is_named { verdict.p_restored } else { 0.0 },
         normal: micros(entry.normal),
         observed: micros(entry.observed),
+        added: Vec::new(),
         training,
         period: period.len(),
         slo,
         verdict,
+    }
+}
+
+impl Answer {
+    /// Those that add time to a request, most first: service and microseconds.
+    pub fn adding(&self) -> impl Iterator<Item = (&ServiceId, f64)> {
+        self.added.iter().filter(|own| own.us > 0.0).map(|own| (&own.service, own.us))
+    }
+
+    /// Those that add time come first, in the order of how much.
+    fn rank_by_means(&mut self) {
+        let mut ranking: Vec<ServiceId> = self.adding().map(|(service, _)| service.clone()).collect();
+        if let Some(first) = ranking.first().filter(|first| self.ranking.first() != Some(*first)) {
+            let note = format!("by mean times {first} adds most, so nobody is named with confidence");
+            self.verdict.missing.push(note);
+            self.p = 0.0;
+            self.resource = None;
+        }
+        let rest: Vec<ServiceId> = self.ranking.drain(..).filter(|service| !ranking.contains(service)).collect();
+        ranking.extend(rest);
+        self.ranking = ranking;
     }
 }
 

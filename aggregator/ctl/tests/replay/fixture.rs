@@ -107,14 +107,19 @@ pub fn counter(name: &str, second: u64, value: &str) -> String {
 
 /// A request with metrics of every service, as `of` says.
 pub fn metrics_line(of: impl Fn(&str) -> Vec<String>) -> String {
-    let resources = SERVICES.map(|service| {
-        format!(
-            "{{\"resource\":{{\"attributes\":[{{\"key\":\"service.name\",\"value\":{{\"stringValue\":\"{service}\"}}}}]}},\
-             \"scopeMetrics\":[{{\"metrics\":[{}]}}]}}",
-            of(service).join(",")
-        )
-    });
+    request(&SERVICES.map(|service| resource(service, &of(service))))
+}
+
+fn request(resources: &[String]) -> String {
     format!("{{\"resourceMetrics\":[{}]}}\n", resources.join(","))
+}
+
+fn resource(service: &str, metrics: &[String]) -> String {
+    format!(
+        "{{\"resource\":{{\"attributes\":[{{\"key\":\"service.name\",\"value\":{{\"stringValue\":\"{service}\"}}}}]}},\
+         \"scopeMetrics\":[{{\"metrics\":[{}]}}]}}",
+        metrics.join(",")
+    )
 }
 
 /// Processor use of each service, a sample of the ten seconds before; `stock` is starved while it is slow.
@@ -158,6 +163,19 @@ pub fn percentiles(minutes: Range<u64>, broken: Range<u64>) -> String {
         });
     }
     text
+}
+
+/// Percentiles of a workflow that every twentieth request of the front starts and does not wait for: seconds, and in
+/// `broken` half a minute.
+pub fn workflow(minutes: Range<u64>, broken: Range<u64>) -> String {
+    let line = |minute: u64| {
+        let seconds = if broken.contains(&minute) { "30" } else { "3" };
+        let point = |name: &str, value: &str| gauge(name, (minute + 1) * 60, value);
+        let percentiles = ["p50", "p95", "p99"].map(|p| point(&format!("rpc.server.duration.{p}"), seconds));
+        let metrics: Vec<String> = percentiles.into_iter().chain([point("rpc.server.requests", "60")]).collect();
+        request(&[resource("workflow", &metrics)])
+    };
+    minutes.map(line).collect()
 }
 
 /// Who calls whom.

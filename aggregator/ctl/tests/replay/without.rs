@@ -68,6 +68,21 @@ fn percentiles_and_a_given_graph_stand_in_for_spans() {
 }
 
 #[test]
+fn a_workflow_that_nobody_waits_for_takes_no_blame() {
+    let place = Place::new();
+    let files = [place.file("m", percentiles(0..90, 80..88)), place.file("w", workflow(0..90, 80..88))];
+    let calls = "front::web,stock\nfront::web,cart\nfront::web,workflow\n";
+    let edges = place.file("edges.csv", calls);
+    let output =
+        ask_about(&period(80 * 60..88 * 60), &["--metrics", &files[0], "--metrics", &files[1], "--edges", &edges]);
+    let answer = first(&output);
+    assert_eq!((&answer["ranking"][0], &answer["added"][0]["service"]), (&"stock".into(), &"stock".into()), "{answer}");
+    let us = answer["added"][0]["us"].as_f64().expect("a number");
+    assert!((60e3..90e3).contains(&us), "what stock took longer: {us}");
+    assert!(!answer["added"].to_string().contains("workflow"), "{answer}");
+}
+
+#[test]
 fn where_traces_are_missing_for_a_time_percentiles_answer() {
     let place = Place::new();
     // Traces of the first ten minutes teach who calls whom; the incident is an hour later.
