@@ -28,6 +28,7 @@ pub mod simulated;
 pub mod sources;
 pub mod system;
 pub mod systems;
+mod updates;
 mod usage;
 pub mod view;
 pub mod worlds;

@@ -3,8 +3,11 @@
 /// Seeds on which thresholds and rules may be chosen: `eval tuning` takes these alone.
 pub const DESIGN: [u64; 3] = [11, 12, 13];
 
-/// Seeds for reports. Never looked at while anything is chosen.
-pub const REPORTING: [u64; 3] = [101, 102, 103];
+/// Seeds for reports. Never looked at while anything is chosen; one whose answers were looked at is spent, and leaves.
+pub const REPORTING: [u64; 3] = [102, 103, 104];
+
+/// Seeds that were for reports until their answers were looked at.
+pub const SPENT: [u64; 1] = [101];
 
 /// What a seed is for, for people.
 pub fn purpose(seed: u64) -> &'static str {
@@ -12,6 +15,8 @@ pub fn purpose(seed: u64) -> &'static str {
         "design"
     } else if REPORTING.contains(&seed) {
         "reporting"
+    } else if SPENT.contains(&seed) {
+        "spent: looked at while constants were chosen"
     } else {
         "neither for design nor for reporting"
     }
@@ -31,7 +36,7 @@ mod tests {
 
     #[test]
     fn no_seed_is_for_design_and_for_reporting() {
-        assert!(DESIGN.iter().all(|seed| !REPORTING.contains(seed)));
+        assert!(DESIGN.iter().chain(&SPENT).all(|seed| !REPORTING.contains(seed)));
         assert_eq!((purpose(DESIGN[0]), purpose(REPORTING[0])), ("design", "reporting"));
         assert_ne!(derived(1, 2), derived(2, 1));
     }

@@ -74,11 +74,8 @@ pub trait System: Send + Sync {
     /// Whatever keeps it from learning, for people.
     fn train(&mut self, history: &[Observation], slo: &Slo, labels: &[Label]) -> anyhow::Result<()>;
 
-    /// Takes another rule of whom to name, for tuning; nothing happens to a system that does not name by score.
-    fn set_rule(&mut self, _rule: Selection) {}
-
-    /// The rule in force, for those that name by score.
-    fn rule(&self) -> Option<Selection> {
+    /// The rule of whom to name, for tuning; `None` for a system that does not name by score.
+    fn selection(&mut self) -> Option<&mut Selection> {
         None
     }
 

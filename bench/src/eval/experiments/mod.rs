@@ -6,6 +6,7 @@ mod actuation;
 mod counterfactuals;
 mod instrumentation;
 mod markov;
+mod retraining;
 mod sampling;
 mod scale;
 mod tuning;
@@ -15,8 +16,17 @@ use anyhow::{Result, bail};
 use super::{results::Row, run::Plan};
 
 /// Every experiment that `all` runs. `tuning` is for the design seeds and by name alone.
-pub const ALL: [&str; 8] =
-    ["accuracy", "sampling", "instrumentation", "ablation", "counterfactuals", "markov", "scale", "actuation"];
+pub const ALL: [&str; 9] = [
+    "accuracy",
+    "sampling",
+    "instrumentation",
+    "ablation",
+    "counterfactuals",
+    "markov",
+    "scale",
+    "retraining",
+    "actuation",
+];
 
 /// Runs one experiment and prints its table.
 ///
@@ -32,6 +42,7 @@ pub fn run(name: &str, plan: &Plan) -> Result<Vec<Row>> {
         "counterfactuals" => counterfactuals::run(plan),
         "markov" => markov::run(plan),
         "scale" => scale::run(plan),
+        "retraining" => retraining::run(plan),
         "actuation" => actuation::run(plan),
         "tuning" => tuning::run(plan),
         other => bail!("no experiment is called {other}; there are {}, tuning and all", ALL.join(", ")),

@@ -37,8 +37,8 @@ pub fn run(plan: &Plan) -> Result<Vec<Row>> {
             let cases: Vec<Case> =
                 cases.into_iter().flatten().filter(|case| case.truth.expected == Expected::Culprits).collect();
             for system in &mut systems {
-                for rule in grid(&**system) {
-                    system.set_rule(rule);
+                for rule in grid(&mut **system) {
+                    system.selection().into_iter().for_each(|own| *own = rule);
                     let exact = scores.entry((system.name().to_owned(), said(rule))).or_default();
                     for case in &cases {
                         let all = measures(&case.truth, &system.diagnose(&case.recent, &slo));
@@ -53,8 +53,8 @@ pub fn run(plan: &Plan) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-fn grid(system: &dyn System) -> Vec<Selection> {
-    let Some(own) = system.rule() else { return Vec::new() };
+fn grid(system: &mut dyn System) -> Vec<Selection> {
+    let Some(own) = system.selection().copied() else { return Vec::new() };
     let rule = |times: f64, share: f64| Selection { least: own.least * times, share };
     LEASTS.into_iter().flat_map(|times| SHARES.into_iter().map(move |share| rule(times, share))).collect()
 }

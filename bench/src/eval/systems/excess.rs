@@ -44,12 +44,8 @@ impl System for Excess {
         Ok(())
     }
 
-    fn set_rule(&mut self, rule: Selection) {
-        self.rule = rule;
-    }
-
-    fn rule(&self) -> Option<Selection> {
-        Some(self.rule)
+    fn selection(&mut self) -> Option<&mut Selection> {
+        Some(&mut self.rule)
     }
 
     fn diagnose(&self, recent: &[Observation], slo: &Slo) -> Answer {
@@ -96,12 +92,8 @@ impl System for OwnedExcess {
         self.sage.train(history, slo, labels)
     }
 
-    fn set_rule(&mut self, rule: Selection) {
-        self.rule = rule;
-    }
-
-    fn rule(&self) -> Option<Selection> {
-        Some(self.rule)
+    fn selection(&mut self) -> Option<&mut Selection> {
+        Some(&mut self.rule)
     }
 
     fn diagnose(&self, recent: &[Observation], slo: &Slo) -> Answer {

@@ -70,12 +70,8 @@ impl System for Microscope {
         Ok(())
     }
 
-    fn set_rule(&mut self, rule: Selection) {
-        self.rule = rule;
-    }
-
-    fn rule(&self) -> Option<Selection> {
-        Some(self.rule)
+    fn selection(&mut self) -> Option<&mut Selection> {
+        Some(&mut self.rule)
     }
 
     fn diagnose(&self, recent: &[Observation], slo: &Slo) -> Answer {

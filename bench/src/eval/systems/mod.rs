@@ -21,7 +21,7 @@ pub use microscope::Microscope;
 pub use nsigma::NSigma;
 pub use oracle::Oracle;
 pub use paper::Paper;
-pub use sage::{Sage, SageOptions, Without};
+pub use sage::{Sage, SageOptions, Without, answer};
 pub use seer::Seer;
 pub use selftime::SelfTime;
 
