@@ -110,7 +110,7 @@ struct Both {
 }
 
 impl Both {
-    fn is_contradicted(mut self) -> bool {
+    fn is_contradicted(&self) -> bool {
         let share = (self.calls / self.caller_calls.max(1e-9)).min(1.0);
         let mut tops: Vec<f64> = self
             .caller
@@ -120,7 +120,7 @@ impl Both {
             .collect();
         // Windows whose percentiles reach high enough; where most do not, nothing can be said.
         let is_said = 2 * tops.len() > self.caller.len();
-        let (Some(top), Some(call)) = (robust::median(&mut tops), robust::median(&mut self.medians)) else {
+        let (Some(top), Some(call)) = (robust::median(&mut tops), robust::median(&mut self.medians.clone())) else {
             return false;
         };
         is_said && top < call
