@@ -322,7 +322,11 @@ impl Play {
             let culprits: Vec<_> = verdict.services.iter().map(|service| (service.clone(), resource.clone())).collect();
             fault.is_named_by(&verdict.kind, &culprits, neighbours)
         });
-        let word = if record.correct { "the verdict was right" } else { "the verdict was NOT right" };
+        let word = match (record.correct, record.violation_at) {
+            (true, _) => "the verdict was right",
+            (false, Some(_)) => "the verdict was NOT right",
+            (false, None) => "the target was never broken: the fault is too weak for this tier",
+        };
         self.screen.event(self.at(), word);
         Ok(())
     }
