@@ -42,7 +42,7 @@ pub fn render(report: &Report, clients: &[Point]) -> String {
         report.model_generation,
         report.windows_trained,
         report.train_seconds,
-        if report.mode == "recommend" { " Without root: actions were recommended, not taken." } else { "" },
+        if report.mode == "recommend" { " Without root: causes were named, nothing could be changed." } else { "" },
     );
     let rows: String = report.faults.iter().map(row).collect();
     format!(
