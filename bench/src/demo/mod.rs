@@ -89,7 +89,9 @@ pub fn run(args: &DemoArgs) -> Result<ExitCode> {
     let out = prepare(&args.out)?;
     let paths = Paths { out: out.clone(), bin: own_directory()?, state: Memory::new(&prefix, &out)? };
     if !privileged {
-        println!("Not root: cgroups cannot be made, so no setting is within Sage's reach: it names the causes and changes nothing.");
+        println!(
+            "Not root: cgroups cannot be made, so no setting is within Sage's reach: it names the causes and changes nothing."
+        );
         shell::run("mount -t tmpfs tmpfs /run")?;
     } else {
         fabric::sweep();
