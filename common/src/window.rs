@@ -98,7 +98,7 @@ pub struct MetricValue {
     pub quantiles: UsageQuantiles,
 }
 
-/// One span of a sampled trace, without any absolute time.
+/// One span of a sampled trace. No times but those of its own machine.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub struct Stub {
     /// The trace it belongs to.
@@ -115,7 +115,8 @@ pub struct Stub {
     pub side: Side,
     /// For client side: whom the caller says it called.
     pub peer: Option<PeerHint>,
-    /// Start minus the start of its parent span, where the parent is of the same process; zero otherwise.
+    /// Start minus the start of its parent span, where the parent is of the same process; of a root, minus the start of the
+    /// window, zero when it began before. Zero otherwise.
     pub offset: Micros,
     /// Its duration.
     pub duration: Micros,

@@ -11,6 +11,7 @@ use crate::{
     null::Null,
     observation::{EdgeKey, Observation},
     pool::{self, Chosen},
+    recovery,
     resource::{self, Finding},
     scene::{Part, Scene, UsageScore, grid_index},
     search::{Found, MEMBERS_MAX, P_ENOUGH, Question, Single, search},
@@ -40,7 +41,7 @@ pub fn diagnose(model: &Model, recent: &[Observation], slo: &Slo) -> Verdict {
     let Chosen { windows, seen } = pool::choose(&graph, model.normals(), recent, slo);
     let last: Vec<&Observation> = windows.last().copied().into_iter().collect();
     let is_pooled = windows.len() > 1;
-    let inquiry = Inquiry { model, slo, recent };
+    let inquiry = Inquiry { model, slo, recent, calm_since: recovery::calm_since(recent, slo) };
     // One window, the newest, is the common case, and everything about it is known already.
     let verdict = match seen {
         Some((frame, scene)) => inquiry.answer(windows, frame, &scene),
@@ -61,7 +62,7 @@ pub fn diagnose_period(model: &Model, period: &[Observation], slo: &Slo) -> Verd
     let mut windows: Vec<&Observation> = known.take(pool::WINDOWS_MAX).collect();
     windows.reverse();
     let is_broken = pool::observed_log(&windows, slo).is_some_and(|log| log.exp() > slo.target.get() as f64);
-    let inquiry = Inquiry { model, slo, recent: period };
+    let inquiry = Inquiry { model, slo, recent: period, calm_since: None };
     let verdict = if is_broken { inquiry.look(&learnt, windows) } else { None };
     verdict.unwrap_or_else(|| nothing_broken(model, period.last(), slo))
 }
@@ -81,6 +82,8 @@ struct Inquiry<'a> {
     model: &'a Model,
     slo: &'a Slo,
     recent: &'a [Observation],
+    /// Since when, in the newest window, only a backlog breaks the target.
+    calm_since: Option<Micros>,
 }
 
 impl Inquiry<'_> {
@@ -93,7 +96,7 @@ impl Inquiry<'_> {
     }
 
     fn answer(&self, windows: Vec<&Observation>, frame: Frame, scene: &Scene<'_>) -> Option<Verdict> {
-        let Self { model, slo, recent } = *self;
+        let Self { model, slo, recent, calm_since } = *self;
         let observed = pool::observed_log(&windows, slo)?;
         let mut engine = engine::choose(scene, model.skeletons(), &windows, slo, observed);
         let default_null = Null::default();
@@ -101,7 +104,7 @@ impl Inquiry<'_> {
         let target = (slo.target.get().max(1) as f64).ln();
         let question = Question { target, error: null.error(), null, windows: windows.len() };
         let found = search(engine.as_mut(), scene, &question);
-        let answer = Answer { model, slo, recent, windows, observed, frame, scene, question, found };
+        let answer = Answer { model, slo, recent, calm_since, windows, observed, frame, scene, question, found };
         Some(answer.verdict(engine.as_ref()))
     }
 }
@@ -111,6 +114,7 @@ struct Answer<'a> {
     model: &'a Model,
     slo: &'a Slo,
     recent: &'a [Observation],
+    calm_since: Option<Micros>,
     windows: Vec<&'a Observation>,
     observed: f64,
     frame: Frame,
@@ -152,7 +156,7 @@ impl Answer<'_> {
         let gain = 1.0 - (counterfactual - self.observed).exp();
         if self.is_demand() {
             VerdictKind::Demand
-        } else if set.is_empty() || set.len() > MEMBERS_MAX {
+        } else if self.calm_since.is_some() || set.is_empty() || set.len() > MEMBERS_MAX {
             VerdictKind::Unknown
         } else if self.question.p_met(*counterfactual) >= P_ENOUGH {
             VerdictKind::Culprit
@@ -311,7 +315,11 @@ impl Answer<'_> {
     }
 
     fn why_unknown(&self) -> String {
-        if self.question.p_met(self.found.all_normal) < P_ENOUGH {
+        if let Some(since) = self.calm_since {
+            format!(
+                "requests that began {since} or more into the window meet the target: what is slow is the backlog of something over"
+            )
+        } else if self.question.p_met(self.found.all_normal) < P_ENOUGH {
             let best = micros(self.found.all_normal);
             format!(
                 "with every service as learnt the percentile would still be {best}: the cause is outside what is traced"

@@ -34,6 +34,7 @@ mod ownership;
 pub mod paper;
 mod pool;
 mod recompose;
+mod recovery;
 mod resource;
 mod restored;
 mod retrain;

@@ -120,7 +120,8 @@ pub struct TraceCall {
     pub parent: Option<u32>,
     /// Which edge it travelled.
     pub edge: EdgeKey,
-    /// Start of the client span after the start of the parent's server span (one machine's clock); zero for roots.
+    /// Start of the client span after the start of the parent's server span (one machine's clock); of a root, after the
+    /// start of the window, zero when it began before.
     pub offset_us: f32,
     /// Client span, when the caller reported one. Roots have none unless clients are traced.
     pub client_us: Option<f32>,

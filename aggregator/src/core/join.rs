@@ -331,12 +331,14 @@ fn trace_call(
         }
         (None, None) => return None,
     };
-    let offset = call.client.or(call.server).map_or(Micros::ZERO, |at| trace.offset[at]);
+    let first = call.client.or(call.server);
+    let offset = first.map_or(Micros::ZERO, |at| trace.offset[at]);
+    let into_window = first.map_or(Micros::ZERO, |at| trace.stubs[at].offset);
     let micros = |stub: Option<&Stub>| stub.map(|stub| stub.duration.get() as f32);
     Some(TraceCall {
         parent,
         edge,
-        offset_us: if parent.is_some() { offset.get() as f32 } else { 0.0 },
+        offset_us: if parent.is_some() { offset } else { into_window }.get() as f32,
         client_us: micros(client),
         server_us: micros(server),
         self_us: server.map(|server| server.self_time.get() as f32),
@@ -431,6 +433,14 @@ mod tests {
         assert!(call.is_sync);
         assert_eq!(joined.samples[&call.edge].gap, [15.0]);
         assert_eq!((joined.counters.pairs, joined.counters.orphans), (1, 0));
+    }
+
+    #[test]
+    fn a_root_keeps_when_it_began_and_no_other_start_is_of_the_window() {
+        let front = vec![stub(1, 0, "front", Side::Server, 2_000, 100), stub(2, 1, "front", Side::Client, 10, 60)];
+        let joined = run(&[window("a", 1.0, front), window("b", 1.0, vec![stub(3, 2, "geo", Side::Server, 0, 45)])]);
+        let starts: Vec<f32> = joined.traces[0].calls.iter().map(|call| call.offset_us).collect();
+        assert_eq!(starts, [2_000.0, 10.0]);
     }
 
     #[test]

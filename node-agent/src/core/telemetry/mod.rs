@@ -299,7 +299,7 @@ impl Telemetry {
         let series_bytes_max = WINDOW_BYTES_MAX.saturating_sub(SAMPLE_BYTES_MIN + entry_bytes);
         let series_bytes = window.series_bytes(registry).min(series_bytes_max);
         let sample_bytes = WINDOW_BYTES_MAX.saturating_sub(entry_bytes + series_bytes);
-        let mut sample = Sample::new(config.sample_traces, window.limit, sample_bytes);
+        let mut sample = Sample::new(window.start, config.sample_traces, window.limit, sample_bytes);
         let scale = u64::MAX as f64 / (window.limit.0 as f64).max(1.0);
         let (seq, limit) = (window.seq, window.limit);
         let unfinished = pairing.close(seq, |span| {

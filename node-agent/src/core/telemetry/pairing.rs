@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use sage_common::{Micros, Side, Span, SpanId, TraceHash};
+use sage_common::{Micros, Side, Span, SpanId, Timestamp, TraceHash};
 
 use super::{
     intervals::{Interval, self_time},
@@ -75,6 +75,7 @@ pub(super) struct Finished {
     pub side: Side,
     pub is_error: bool,
     pub weight: f32,
+    pub start: Timestamp,
     pub duration: Micros,
     /// Duration minus the union of the synchronous children.
     pub self_time: Micros,
@@ -263,6 +264,7 @@ impl Pending {
     fn finished(&self, trace: TraceHash, children: Vec<Child>) -> Finished {
         let Self { id, parent, call, side, is_error, weight, at, .. } = *self;
         let own = self_time(at, children.iter().filter(|child| child.is_sync).map(|child| child.at));
-        Finished { trace, id, parent, call, side, is_error, weight, duration: at.length(), self_time: own, children }
+        let (start, duration) = (at.start, at.length());
+        Finished { trace, id, parent, call, side, is_error, weight, start, duration, self_time: own, children }
     }
 }

@@ -8,7 +8,7 @@
 //! Stubs carry the calls of a service only: spans inside a process are left out, and the parent of a call is the server
 //! span it was made for. A call that outlived its server span was not waited for, and goes out as [`Side::Producer`].
 
-use sage_common::{Micros, Side, Skeleton, SpanId, Stub, TraceHash};
+use sage_common::{Micros, Side, Skeleton, SpanId, Stub, Timestamp, TraceHash};
 
 use super::{
     pairing::{Child, Finished},
@@ -28,6 +28,7 @@ const SHAPE_BYTES: usize = 8;
 /// Stubs and skeletons of one window, filled in the order of trace hashes.
 #[derive(Debug)]
 pub(super) struct Sample {
+    window: Timestamp,
     traces_max: usize,
     traces: usize,
     last: Option<TraceHash>,
@@ -40,9 +41,11 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    /// An empty sample of at most `traces_max` traces, none above `limit`, of about `bytes_max` bytes on the wire.
-    pub fn new(traces_max: usize, limit: TraceHash, bytes_max: usize) -> Self {
+    /// An empty sample of the window that starts at `window`: at most `traces_max` traces, none above `limit`, of about
+    /// `bytes_max` bytes on the wire.
+    pub fn new(window: Timestamp, traces_max: usize, limit: TraceHash, bytes_max: usize) -> Self {
         Self {
+            window,
             traces_max,
             traces: 0,
             last: None,
@@ -59,7 +62,7 @@ impl Sample {
         if !self.admits(span.trace) {
             return;
         }
-        self.stubs.extend(stub(span, registry));
+        self.stubs.extend(stub(span, self.window, registry));
         self.stubs.extend(span.children.iter().filter_map(|child| child_stub(span, child, registry)));
         let calls = span.children.iter().map(|child| child.call);
         self.charge(std::iter::once(span.call).chain(calls), STUB_BYTES, registry);
@@ -100,17 +103,19 @@ impl Sample {
     }
 }
 
-fn stub(span: &Finished, registry: &Registry) -> Option<Stub> {
+fn stub(span: &Finished, window: Timestamp, registry: &Registry) -> Option<Stub> {
     let call = registry.get(span.call)?;
+    let parent = if span.side == Side::Server { span.parent } else { SpanId(0) };
+    let into_window = span.start.since(window).unwrap_or_default();
     Some(Stub {
         trace: span.trace,
         id: span.id,
-        parent: if span.side == Side::Server { span.parent } else { SpanId(0) },
+        parent,
         service: call.service.clone(),
         operation: call.name.operation.clone(),
         side: span.side,
         peer: call.name.peer.clone(),
-        offset: Micros::ZERO,
+        offset: if parent == SpanId(0) { into_window } else { Micros::ZERO },
         duration: span.duration,
         self_time: span.self_time,
         is_error: span.is_error,

@@ -114,6 +114,21 @@ fn children_may_come_before_or_after_their_parents_and_from_an_earlier_window() 
 }
 
 #[test]
+fn the_stub_of_a_root_says_when_in_the_window_it_began() {
+    let offset = |parent: u64, start: u64, end: u64| {
+        let mut telemetry = telemetry();
+        telemetry.handle_span(&server((1, 1, parent), (start, end)), at(end));
+        let (first, second) = (telemetry.handle_timeout(at(11_000 + 8_000)), telemetry.handle_timeout(at(40_000)));
+        let windows = [first, second];
+        let stubs: Vec<&Stub> = windows.iter().flatten().flat_map(|window| &window.stubs).collect();
+        stubs[0].offset
+    };
+    assert_eq!(offset(0, 7_000, 7_500), Micros::from_millis(7_000));
+    assert_eq!(offset(0, 9_000, 12_000), Micros::ZERO, "it began before the window in which it ended");
+    assert_eq!(offset(9, 7_000, 7_500), Micros::ZERO, "its parent is elsewhere");
+}
+
+#[test]
 fn stubs_name_the_server_span_as_parent_and_start_relative_to_it() {
     let spans = [
         client((1, 3, 2), (120, 140), "a"),
