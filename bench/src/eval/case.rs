@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use sage_causal::{observation::Observation, verdict::Resource};
-use sage_common::{ServiceId, Slo};
+use sage_common::{InstanceId, ServiceId, Slo};
 
 use super::system::Label;
 
@@ -25,6 +25,8 @@ pub struct Injected {
     pub resource: Resource,
     /// Its kind, for slices.
     pub kind: String,
+    /// The replica that it struck; `None` when it struck all.
+    pub instance: Option<InstanceId>,
 }
 
 /// What the right answer is.

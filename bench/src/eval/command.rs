@@ -22,7 +22,7 @@ const PAGE: &str = "report.html";
 /// `sage-bench eval`.
 #[derive(Args, Debug)]
 pub struct EvalArgs {
-    /// accuracy, sampling, instrumentation, ablation, counterfactuals, markov, scale, retraining, actuation, tuning, or all
+    /// accuracy, sampling, instrumentation, replicas, ablation, counterfactuals, markov, scale, retraining, actuation, tuning, or all
     name: String,
     /// Same seed, same cases. 102, 103, 104 are for reports; 11, 12, 13 for choosing constants
     #[arg(long, default_value_t = seeds::REPORTING[0])]

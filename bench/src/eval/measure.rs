@@ -27,6 +27,7 @@ pub type Measured = (&'static str, f64);
 /// * `exact`: the set is an acceptable set.
 /// * `fn`: the set holds no acceptable set. `fp`: it names somebody who was not injected.
 /// * `resource`: share of the rightly named services whose resource is right.
+/// * `instance`: of faults that struck one replica of a rightly named service, whether that replica was named.
 /// * `right`: of cases without a culprit, whether demand was called demand, a met target left alone, and of a draining backlog
 ///   nobody but its cause blamed; `accused`: whether anybody was blamed all the same.
 pub fn measures(truth: &Truth, answer: &Answer) -> Vec<Measured> {
@@ -56,6 +57,7 @@ pub fn measures(truth: &Truth, answer: &Answer) -> Vec<Measured> {
         ("fp", yes(is_innocent_named)),
     ];
     measures.extend(resource(truth, answer).map(|share| ("resource", share)));
+    measures.extend(instance(truth, answer).map(|share| ("instance", share)));
     measures
 }
 
@@ -97,6 +99,16 @@ fn resource(truth: &Truth, answer: &Answer) -> Option<f64> {
         Some(yes(injected.resource == (*resource)?))
     });
     let known: Vec<f64> = known.collect();
+    (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
+}
+
+/// `None` when no rightly named service had one bad replica.
+fn instance(truth: &Truth, answer: &Answer) -> Option<f64> {
+    let struck = truth.injected.iter().filter_map(|injected| Some((&injected.service, injected.instance.as_ref()?)));
+    let known: Vec<f64> = struck
+        .filter(|(service, _)| answer.set.iter().any(|(named, _)| named == *service))
+        .map(|(service, bad)| yes(answer.instances.iter().any(|(of, named)| of == service && named == bad)))
+        .collect();
     (!known.is_empty()).then(|| known.iter().sum::<f64>() / known.len() as f64)
 }
 
@@ -164,8 +176,12 @@ mod tests {
     }
 
     fn truth(acceptable: &[&[&str]]) -> Truth {
-        let injected =
-            ["a", "b"].map(|name| Injected { service: id(name), resource: Resource::Cpu, kind: "cpu".into() });
+        let injected = ["a", "b"].map(|name| Injected {
+            service: id(name),
+            resource: Resource::Cpu,
+            kind: "cpu".into(),
+            instance: None,
+        });
         Truth {
             injected: injected.to_vec(),
             acceptable: acceptable.iter().map(|set| set.iter().map(|name| id(name)).collect()).collect(),

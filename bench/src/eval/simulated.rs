@@ -1,11 +1,12 @@
 //! Cases from the simulator: the applications of the topology files in virtual time, with the truth from the same arrivals
 //! run again without each fault.
 
-use sage_common::{Micros, ServiceId, Slo};
+use sage_common::{InstanceId, Micros, ServiceId, Slo};
 
 use super::{
     case::{Case, CaseSource, Expected, History, Injected, Truth, acceptable},
     seeds::derived,
+    sources::Conditions,
     system::Label,
 };
 use crate::{
@@ -34,20 +35,22 @@ pub struct SimulatedSource {
 }
 
 impl SimulatedSource {
-    /// `app` with a share `traced` of its requests recorded; `None` when there is no such application.
-    pub fn open(app: &str, seed: u64, traced: f64) -> Option<Self> {
+    /// `app` under `conditions`; `None` when there is no such application.
+    pub fn open(app: &str, seed: u64, conditions: &Conditions) -> Option<Self> {
         let app = APPS.into_iter().find(|known| *known == app)?;
-        Some(Self::of(app, &topology::load(app).ok()?, seed, traced, None))
+        Some(Self::of(app, &topology::load(app).ok()?, seed, conditions, None))
     }
 
     /// The application of `topology`, called `app`, under `target` or the one that its healthy windows give.
-    pub fn of(app: &str, topology: &Topology, seed: u64, traced: f64, target: Option<Micros>) -> Self {
+    pub fn of(app: &str, topology: &Topology, seed: u64, conditions: &Conditions, target: Option<Micros>) -> Self {
         let mut options = WorldOptions { sample_traces: TRACES, ..WorldOptions::seeded(derived(seed, WORLD_PART)) };
+        options.placement.replicas =
+            topology.services.iter().map(|service| (service.id.clone(), conditions.replicas)).collect();
         let mut whole = World::new(topology, options.clone());
         if let Some(target) = target {
             whole = whole.with_target(target);
         }
-        options.engine.sampling = traced;
+        options.engine.sampling = conditions.traced;
         // Sampling does not change what the application owes.
         let world = World::new(topology, options).with_target(whole.target());
         Self { app: app.to_owned(), world, whole, seed }
@@ -131,6 +134,7 @@ fn injected(fault: &FaultPlan) -> Option<Injected> {
         service: ServiceId::sanitized(&fault.service),
         resource: fault.kind.resource()?,
         kind: fault.kind.name().to_owned(),
+        instance: fault.replica.map(|number| InstanceId::sanitized(&format!("{}-{number}", fault.service))),
     })
 }
 
@@ -141,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_simulated_case_breaks_the_target_and_its_repair_restores_it() {
-        let source = SimulatedSource::open("fanout", 11, 1.0).expect("known");
+        let source = SimulatedSource::open("fanout", 11, &Conditions::default()).expect("known");
         let case = (0..6).find_map(|number| source.case(number)).expect("one of six can be made");
         assert!(is_violated(case.recent.last().expect("windows"), &source.slo()));
         let (everybody, latency) = case.truth.worlds.last().expect("worlds");
@@ -153,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_simulated_history_is_whole_and_its_labels_stand_where_it_suffers() {
-        let source = SimulatedSource::open("fanout", 11, 1.0).expect("known");
+        let source = SimulatedSource::open("fanout", 11, &Conditions::default()).expect("known");
         let history = source.history(28);
         assert_eq!(history.windows.len(), 28);
         assert!(!history.labels.is_empty() && history.labels.len() <= 6);

@@ -11,11 +11,13 @@ use super::{
 pub struct Conditions {
     /// Share of the requests that are traced.
     pub traced: f64,
+    /// Instances of each tier; a fault strikes one of them. Unit worlds have one always.
+    pub replicas: u32,
 }
 
 impl Default for Conditions {
     fn default() -> Self {
-        Self { traced: 1.0 }
+        Self { traced: 1.0, replicas: 1 }
     }
 }
 
@@ -26,7 +28,7 @@ pub fn apps() -> Vec<&'static str> {
 
 /// The application called `app` under `seed`; `None` when there is none.
 pub fn open(app: &str, seed: u64, conditions: &Conditions) -> Option<Box<dyn CaseSource>> {
-    if let Some(source) = SimulatedSource::open(app, seed, conditions.traced) {
+    if let Some(source) = SimulatedSource::open(app, seed, conditions) {
         return Some(Box::new(source));
     }
     Some(Box::new(WorldSource::open(app, seed, conditions.traced)?))

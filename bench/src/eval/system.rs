@@ -1,7 +1,7 @@
 //! What every system under test is: it learns from a history, and answers for a violation. All see the same windows.
 
 use sage_causal::{observation::Observation, verdict::Resource};
-use sage_common::{ServiceId, Slo};
+use sage_common::{InstanceId, ServiceId, Slo};
 
 use super::select::Selection;
 
@@ -32,6 +32,8 @@ pub enum AnswerKind {
 pub struct Answer {
     /// The services held to be at fault, the strongest first, with what of them; `None` where a system does not say.
     pub set: Vec<(ServiceId, Option<Resource>)>,
+    /// The bad replica of a named service, where one differs from its siblings.
+    pub instances: Vec<(ServiceId, InstanceId)>,
     /// Every suspect, the strongest first, the named ones before all others.
     pub ranking: Vec<ServiceId>,
     /// Kind of answer.
@@ -45,7 +47,14 @@ pub struct Answer {
 impl Answer {
     /// An answer that accuses nobody.
     pub fn none(kind: AnswerKind) -> Self {
-        Self { set: Vec::new(), ranking: Vec::new(), kind, counterfactual_us: None, singles_us: Vec::new() }
+        Self {
+            set: Vec::new(),
+            instances: Vec::new(),
+            ranking: Vec::new(),
+            kind,
+            counterfactual_us: None,
+            singles_us: Vec::new(),
+        }
     }
 
     /// `set` at fault, ranked before the rest of `ranking`; unknown when the set is empty.

@@ -169,7 +169,7 @@ impl WorldSource {
             "network" => Resource::Network,
             _ => Resource::Software,
         };
-        Injected { service: self.service(planned.tier), resource, kind: planned.kind.to_owned() }
+        Injected { service: self.service(planned.tier), resource, kind: planned.kind.to_owned(), instance: None }
     }
 
     /// A case that accuses nobody: load alone, or a fault too weak to matter.

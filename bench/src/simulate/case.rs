@@ -244,8 +244,15 @@ impl<'w> Cases<'w> {
             let fitting: Vec<&Candidate> = self.candidates.iter().filter(fits).collect();
             let candidate = fitting.get(key.index(fitting.len()))?;
             let (start, end) = self.span(first, UNDER);
-            self.tune(candidate.plan(start, end), first, wanted, tolerance)
+            let plan = FaultPlan { replica: self.replica(candidate, key), ..candidate.plan(start, end) };
+            self.tune(plan, first, wanted, tolerance)
         })
+    }
+
+    /// Which replica of the tier the fault strikes: one, where there are several.
+    fn replica(&self, candidate: &Candidate, key: Key) -> Option<u32> {
+        let tier = self.world.model().tiers.iter().find(|tier| tier.service.as_str() == candidate.service)?;
+        (tier.replicas > 1).then(|| key.child(REPLICA).index(tier.replicas) as u32)
     }
 
     /// Decoys with p 0.5 and mild contention elsewhere with p 0.3.
@@ -347,6 +354,7 @@ const DRAW: u64 = 6;
 const DECOY: u64 = 7;
 const DECOYS: u64 = 8;
 const MILD: u64 = 9;
+const REPLICA: u64 = 10;
 
 #[cfg(test)]
 mod tests {

@@ -49,7 +49,7 @@ const COLUMNS: [(&str, &str); 5] =
 pub fn run(plan: &Plan) -> Result<Vec<Row>> {
     let mut all = Tally::default();
     for app in &plan.apps {
-        let Some(source) = SimulatedSource::open(app, plan.seed, 1.0) else { continue };
+        let Some(source) = SimulatedSource::open(app, plan.seed, &Conditions::default()) else { continue };
         let names = MANAGERS.map(str::to_owned);
         let trained = plan.trained(&*plan.source(app, &Conditions::default())?, &names)?;
         let windows = if plan.is_quick { QUICK_WINDOWS } else { WINDOWS };

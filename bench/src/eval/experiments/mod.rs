@@ -6,6 +6,7 @@ mod actuation;
 mod counterfactuals;
 mod instrumentation;
 mod markov;
+mod replicas;
 mod retraining;
 mod sampling;
 mod scale;
@@ -16,10 +17,11 @@ use anyhow::{Result, bail};
 use super::{results::Row, run::Plan};
 
 /// Every experiment that `all` runs. `tuning` is for the design seeds and by name alone.
-pub const ALL: [&str; 9] = [
+pub const ALL: [&str; 10] = [
     "accuracy",
     "sampling",
     "instrumentation",
+    "replicas",
     "ablation",
     "counterfactuals",
     "markov",
@@ -38,6 +40,7 @@ pub fn run(name: &str, plan: &Plan) -> Result<Vec<Row>> {
         "accuracy" => accuracy::run(plan),
         "sampling" => sampling::run(plan),
         "instrumentation" => instrumentation::run(plan),
+        "replicas" => replicas::run(plan),
         "ablation" => ablation::run(plan),
         "counterfactuals" => counterfactuals::run(plan),
         "markov" => markov::run(plan),

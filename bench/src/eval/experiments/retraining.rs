@@ -16,6 +16,7 @@ use crate::eval::{
     run::{Plan, progress, table},
     seeds::derived,
     simulated::SimulatedSource,
+    sources::Conditions,
     systems::answer,
     updates::{Stage, stages},
 };
@@ -61,7 +62,9 @@ pub fn run(plan: &Plan) -> Result<Vec<Row>> {
 
 /// A target that every stage meets: an update is to be learnt, not to be a violation for ever.
 fn common_target(stages: &[Stage], seed: u64) -> Micros {
-    let of = |number: usize| SimulatedSource::of("", &stages[number].topology, seed, 1.0, None).slo().target;
+    let of = |number: usize| {
+        SimulatedSource::of("", &stages[number].topology, seed, &Conditions::default(), None).slo().target
+    };
     parallel::map(stages.len(), of, || ()).into_iter().max().unwrap_or_default()
 }
 
@@ -78,7 +81,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(plan: &'a Plan, stages: &'a [Stage], target: Micros) -> Result<Self> {
         let first = stages.first().context("there is a stage before the first update")?;
-        let source = SimulatedSource::of(first.name, &first.topology, plan.seed, 1.0, Some(target));
+        let source = SimulatedSource::of(first.name, &first.topology, plan.seed, &Conditions::default(), Some(target));
         let past = source.world().run(&[], Micros::ZERO, BETWEEN.min(plan.windows as u64));
         let options = options(plan.seed);
         let (model, _) = train(&past, std::slice::from_ref(&source.slo()), None, &options)?;
@@ -89,7 +92,7 @@ impl<'a> Run<'a> {
     fn stage(&mut self, number: usize, all: &mut Tally) -> Result<()> {
         let Stage { name, topology } = &self.stages[number];
         let app = format!("social_network+{name}");
-        let source = SimulatedSource::of(&app, topology, self.plan.seed, 1.0, Some(self.target));
+        let source = SimulatedSource::of(&app, topology, self.plan.seed, &Conditions::default(), Some(self.target));
         let slo = source.slo();
         let count = self.plan.cases.min(CASES_MAX);
         let cases: Vec<Case> =

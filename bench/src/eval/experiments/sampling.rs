@@ -23,7 +23,7 @@ pub fn run(plan: &Plan) -> Result<Vec<Row>> {
     let mut all = Tally::default();
     for app in &plan.apps {
         for traced in SHARES {
-            let source = plan.source(app, &Conditions { traced })?;
+            let source = plan.source(app, &Conditions { traced, ..Conditions::default() })?;
             let systems = plan.trained(&*source, &names)?;
             for one in plan.answered(&*source, &systems, Some) {
                 for told in &one.told {

@@ -156,7 +156,9 @@ pub fn answer(verdict: &Verdict) -> Answer {
     };
     let us = |micros: sage_common::Micros| micros.get() as f64;
     let singles = verdict.candidates.iter().map(|c| (c.service.clone(), us(c.counterfactual)));
-    Answer { kind, counterfactual_us: Some(us(verdict.counterfactual)), singles_us: singles.collect(), ..answer }
+    let instances = verdict.culprits.iter().filter_map(|c| Some((c.service.clone(), c.instance.clone()?))).collect();
+    let counterfactual_us = Some(us(verdict.counterfactual));
+    Answer { kind, instances, counterfactual_us, singles_us: singles.collect(), ..answer }
 }
 
 #[cfg(test)]
