@@ -17,7 +17,7 @@ use crate::{
     engine::{Recomposer, entries},
     graph::Graph,
     recompose::relaxed_share,
-    scene::Scene,
+    scene::{Part, Scene},
     skeleton::{Groups, Shape, Skeletons},
 };
 
@@ -100,7 +100,7 @@ impl<'a> CurveEngine<'a> {
         }
         this.set_draws();
         this.refound = (0..count).map(|edge| this.refind(edge)).collect();
-        this.healthy = this.all_normal();
+        this.healthy = this.composed(Part::repaired);
         this.set_draws();
         this.offset = observed - this.end_to_end(&this.seen);
         this
@@ -204,15 +204,24 @@ impl<'a> CurveEngine<'a> {
         Some(World { server, client })
     }
 
-    /// The world in which every part is normal.
-    fn all_normal(&mut self) -> Vec<Option<World>> {
+    /// What composition alone makes of the observed inputs: the objective's percentile (`ln us`) and, per edge with calls, the
+    /// client spans as observed and as composed.
+    pub fn rebuilt(mut self) -> (f64, Vec<(Curve, Curve)>) {
+        let worlds = self.composed(|part| part.observed);
+        let both =
+            |(seen, made): (&Option<World>, &Option<World>)| Some((seen.as_ref()?.client, made.as_ref()?.client));
+        (self.end_to_end(&worlds), self.seen.iter().zip(&worlds).filter_map(both).collect())
+    }
+
+    /// The world in which the curve of every part is what `input` makes of it.
+    fn composed(&mut self, input: impl Fn(&Part) -> Curve) -> Vec<Option<World>> {
         let mut worlds = vec![None; self.seen.len()];
         for component in self.scene.graph.components() {
             for edge in component.edges.repeat(if component.is_cycle { CYCLE_SWEEPS } else { 1 }) {
                 let scene = &self.scene.edges[edge];
                 let Some(own) = scene.own else { continue };
-                let Some(server) = self.compose_server(edge, &own.repaired()) else { continue };
-                let gap = scene.gap.map(|part| part.repaired());
+                let Some(server) = self.compose_server(edge, &input(&own)) else { continue };
+                let gap = scene.gap.as_ref().map(&input);
                 let Some(client) = self.compose_client(edge, &server, gap.as_ref()) else { continue };
                 self.draws[edge] = strata(&client);
                 worlds[edge] = Some(World { server, client });

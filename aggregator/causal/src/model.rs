@@ -16,6 +16,7 @@ use crate::{
     null::{GroupNull, Null},
     observation::{EdgeKey, Observation},
     pool,
+    rebuild::{Rebuilt, rebuild},
     skeleton::Skeletons,
     train::is_healthy,
     verdict::Verdict,
@@ -127,6 +128,12 @@ impl Model {
     /// those that met the target as well.
     pub fn diagnose_period(&self, period: &[Observation], slo: &Slo) -> Verdict {
         diagnose_period(self, period, slo)
+    }
+
+    /// What composition alone makes of the self times and gaps of `window`, against what was observed; `None` where the window
+    /// holds nothing of the objective. Says how well latencies add up along the graph, not how well causes are found.
+    pub fn rebuild(&self, window: &Observation, slo: &Slo) -> Option<Rebuilt> {
+        rebuild(self, window, slo)
     }
 
     /// One card per service, ordered by name.

@@ -22,13 +22,14 @@ const NEAR: f64 = 1.5;
 /// Names of the systems, in the order in which they are trained.
 const SYSTEMS: [&str; 2] = ["sage", "paper"];
 
-const COLUMNS: [(&str, &str); 6] = [
+const COLUMNS: [(&str, &str); 7] = [
     ("all", "butfor_error"),
     ("near", "butfor_error"),
     ("all", "side"),
     ("all", "r2"),
     ("all", "rmse_ms"),
     ("rebuilt", "r2"),
+    ("clients", "r2"),
 ];
 
 /// One world: predicted and true latency, microseconds.
@@ -48,7 +49,7 @@ pub fn run(plan: &Plan) -> Result<Vec<Row>> {
         let mut paper = Paper::as_written(derived(plan.seed, 7));
         sage.train(&history.windows, &slo, &[])?;
         paper.train(&history.windows, &slo, &[])?;
-        rows.extend(rebuilt(plan, app, &paper, &*source));
+        rows.extend(rebuilt(plan, app, &sage, &paper, &*source));
         let systems: Vec<Box<dyn System>> = vec![Box::new(sage), Box::new(paper)];
         let answered = plan.answered(&*source, &systems, Some);
         for (place, system) in SYSTEMS.into_iter().enumerate() {
@@ -101,23 +102,34 @@ fn pairs(truth: &Truth, answer: &Answer) -> Vec<Pair> {
     truth.worlds.iter().filter_map(pair).collect()
 }
 
-/// The papers' measure on windows of another history: how well the chain of CVAEs rebuilds what it is shown.
-fn rebuilt(plan: &Plan, app: &str, paper: &Paper, source: &dyn CaseSource) -> Vec<Row> {
-    let Some(model) = paper.model() else { return Vec::new() };
+/// The papers' measure on windows of another history: how well the objective is rebuilt from what explains it. The papers'
+/// chain of CVAEs rebuilds it from metrics and latent variables; Sage composes it from self times and gaps, and every
+/// client span beside (`clients`).
+fn rebuilt(plan: &Plan, app: &str, sage: &Sage, paper: &Paper, source: &dyn CaseSource) -> Vec<Row> {
+    let (Some(ours), Some(theirs)) = (sage.model(), paper.model()) else { return Vec::new() };
     let slo = source.slo();
     let windows: Vec<_> = (0..plan.cases as u64).filter_map(|number| source.case(number)?.recent.pop()).collect();
-    let known = model.rebuild(&windows, &slo).into_iter().zip(&windows).filter_map(|(predicted, window)| {
-        Some(Pair { predicted: predicted?, truth: crate::eval::view::latency_us(window, &slo)? })
-    });
-    let pairs: Vec<Pair> = known.collect();
+    let told = theirs.rebuild(&windows, &slo).into_iter().zip(&windows);
+    let chained = told.filter_map(|(told, w)| Some((crate::eval::view::latency_us(w, &slo)?, told?))).collect();
+    let composed: Vec<_> = windows.iter().filter_map(|window| ours.rebuild(window, &slo)).collect();
+    let parts = [
+        ("paper", "rebuilt", chained),
+        ("sage", "rebuilt", composed.iter().map(|window| window.latency_us).collect()),
+        ("sage", "clients", composed.into_iter().flat_map(|window| window.clients_us).collect()),
+    ];
+    parts.into_iter().flat_map(|(system, slice, pairs)| fit(app, system, slice, pairs)).collect()
+}
+
+/// R2 and RMSE of `pairs` of observed and predicted microseconds.
+fn fit(app: &str, system: &str, slice: &str, pairs: Vec<(f64, f64)>) -> Vec<Row> {
+    let pair = |(truth, predicted): (f64, f64)| Pair { predicted: predicted.max(1.0), truth: truth.max(1.0) };
+    let pairs: Vec<Pair> = pairs.into_iter().map(pair).collect();
     if pairs.len() < 3 {
         return Vec::new();
     }
+    let measures = [("r2", r2(&pairs)), ("rmse_ms", rmse_ms(&pairs))];
     let exactly = |value: f64| interval::Estimate { value, low: value, high: value };
-    vec![
-        row(app, "paper", "rebuilt", "r2", pairs.len(), exactly(r2(&pairs))),
-        row(app, "paper", "rebuilt", "rmse_ms", pairs.len(), exactly(rmse_ms(&pairs))),
-    ]
+    measures.map(|(name, value)| row(app, system, slice, name, pairs.len(), exactly(value))).to_vec()
 }
 
 /// `1 - sum (truth - predicted)² / sum (truth - mean)²`, of logs: latencies span three decades.
