@@ -235,7 +235,7 @@ impl<'a> CurveEngine<'a> {
         let (seen, refound, healthy) = (self.seen[edge]?, self.refound[edge]?, self.healthy[edge]?);
         let scene = &self.scene.edges[edge];
         let part = scene.own?;
-        let is_repaired = services.contains(&self.scene.graph.callee(edge));
+        let is_repaired = self.scene.is_repaired(self.scene.graph.callee(edge), services);
         let own = if is_repaired { part.repaired() } else { scene.restored.unwrap_or(part.observed) };
         let server = self.compose_server(edge, &own)?;
         let server = anchor(&seen.server, &refound.server, &server, &healthy.server);
@@ -270,7 +270,7 @@ impl Recomposer for CurveEngine<'_> {
             self.scene.graph.ins(*service).iter().any(|edge| self.scene.edges[*edge].restored.is_some())
         };
         let mut causes: Vec<usize> = (0..self.scene.services.len()).filter(is_restored).collect();
-        causes.extend(services);
+        causes.extend(self.scene.repaired_with(services));
         let affected = self.scene.graph.affected_by(&causes);
         let mut worlds = self.seen.clone();
         let mut before: Vec<(usize, Vec<f64>)> = Vec::new();

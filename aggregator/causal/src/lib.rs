@@ -16,6 +16,7 @@ mod bytes;
 mod calibrate;
 mod change;
 mod compose;
+mod crowding;
 mod curve;
 mod diagnose;
 mod engine;

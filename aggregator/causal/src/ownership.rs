@@ -34,6 +34,10 @@ const WAITING_MIN: f64 = 0.7;
 /// A pool is suspected when less than this share of the waiting calls can hold a connection.
 const POOL_SHARE_MAX: f64 = 0.5;
 
+/// Connections are fewer than normal below this share of them, and those who wait would be seen among them from this share.
+const FEWER_MAX: f64 = 0.9;
+const WAITING_SHARE_MIN: f64 = 0.25;
+
 /// Grid indices of p75 and p99.
 const P75: usize = 3;
 const P99: usize = 9;
@@ -55,7 +59,7 @@ pub fn p_callee_owns(scene: &Scene<'_>, frame: &Frame, edge: usize) -> f64 {
     let other_callees = votes(scene, shift, graph.outs(caller).iter().copied().filter(witnesses), |other| {
         Some(graph.callee(other)).filter(|s| *s != callee)
     });
-    let mut odds = PRIOR + other_callers - other_callees;
+    let mut odds = PRIOR + other_callers;
     if scene.edges[edge].is_net_like {
         // What leaves a node is late on the calls that it answers and on those that it makes.
         let of_callee = votes(scene, shift, graph.outs(callee).iter().copied().filter(witnesses), |other| {
@@ -64,20 +68,21 @@ pub fn p_callee_owns(scene: &Scene<'_>, frame: &Frame, edge: usize) -> f64 {
         let of_caller = votes(scene, shift, graph.ins(caller).iter().copied().filter(witnesses), |other| {
             graph.caller(other).filter(|s| *s != callee)
         });
-        odds += of_callee.max(0.0) - of_caller.max(0.0) + VOTE_MAX * network_lean(scene, callee, caller);
+        odds += of_callee.max(0.0) - of_caller.max(0.0) + VOTE_MAX * network_lean(scene, &gap, callee, caller)
+            - other_callees;
     } else {
-        odds += self_vote(scene, callee) - starved_vote(scene, caller);
-        let is_small = |share: Option<f64>| share.is_some_and(|share| share < POOL_SHARE_MAX);
-        if is_small(pool_share(scene, frame, caller)) || is_small(held_share(scene, frame, callee)) {
-            odds -= VOTE_MAX;
-        }
+        let starved = other_callees + starved_vote(scene, caller);
+        // A pool is for one callee: that calls to the others are on time says nothing about it.
+        odds += self_vote(scene, callee)
+            - if lacks_connections(scene, frame, caller, callee) { VOTE_MAX + starved.max(0.0) } else { starved };
     }
     logistic(odds)
 }
 
 /// Whether the gap's excess is the network's: one end's network metrics are far off, and the excess is in the tail only, where
-/// loss or a full queue of the link shows, or no more than the measured round trip explains (delay). The same shift of all
-/// calls is no queue of a service, and needs less to show for it.
+/// loss or a full queue of the link shows, or no more than the measured round trip explains (delay). Round trips get longer
+/// behind every queue, because acknowledgements come with late answers: by themselves they speak for the network only where
+/// all calls are late by the same, which no queue of a service does.
 pub fn is_net_like(scene: &Scene<'_>, edge: usize) -> bool {
     let (Some(gap), Some(caller)) = (&scene.edges[edge].gap, scene.graph.caller(edge)) else { return false };
     let callee = scene.graph.callee(edge);
@@ -90,7 +95,8 @@ pub fn is_net_like(scene: &Scene<'_>, edge: usize) -> bool {
         suspects.iter().map(|(end, other)| excess_of(scene, *end, *other, Metric::RoundTrip)).fold(0.0, f64::max);
     let (middle, tail) = (gap.excess_at_us(P75), gap.excess_at_us(P99));
     let is_lossy = suspects.iter().any(|(end, other)| may_lose(scene, *end, *other));
-    is_lossy && middle < 0.2 * tail || !suspects.is_empty() && middle < ROUND_TRIPS_MAX * 1e3 * round_trip
+    is_lossy && middle < 0.2 * tail
+        || !suspects.is_empty() && (is_lossy || gap.is_pure_delay()) && middle < ROUND_TRIPS_MAX * 1e3 * round_trip
 }
 
 /// Whether the link of `end` loses or holds back packets, or nobody would know. Late answers lengthen round trips as well.
@@ -103,6 +109,14 @@ fn may_lose(scene: &Scene<'_>, end: usize, other: usize) -> bool {
         })
         .collect();
     known.is_empty() || known.into_iter().any(|z| z > SELF_MIN_Z)
+}
+
+/// Whether calls from `caller` to `callee` wait for a connection of the caller's own pool, by Little's law. A callee that is
+/// slow itself may have no time to accept connections; then the missing ones say nothing.
+fn lacks_connections(scene: &Scene<'_>, frame: &Frame, caller: usize, callee: usize) -> bool {
+    let is_small = |share: Option<f64>| share.is_some_and(|share| share < POOL_SHARE_MAX);
+    is_small(pool_share(scene, frame, caller))
+        || !is_slow_itself(scene, callee) && is_small(held_share(scene, frame, callee))
 }
 
 /// Share of the calls waiting in the out-gaps of `caller` that can hold a connection, by Little's law; `None` when few
@@ -125,7 +139,8 @@ pub fn pool_share(scene: &Scene<'_>, frame: &Frame, caller: usize) -> Option<f64
 }
 
 /// Share of the calls waiting in the in-gaps of `callee` that can hold a connection to it; `None` as for [`pool_share`]. Who
-/// queues in front of a service holds a connection to it; who waits for a connection of his own pool does not.
+/// queues in front of a service holds a connection to it; who waits for a connection of his own pool does not. When many wait
+/// and it has fewer connections than without them, nobody of those who wait has one.
 fn held_share(scene: &Scene<'_>, frame: &Frame, callee: usize) -> Option<f64> {
     let ins = scene.graph.ins(callee);
     let at_once = |edge: &usize| Some(scene.edges[*edge].seen.rate * scene.edges[*edge].gap?.observed.mean_us() / 1e6);
@@ -134,7 +149,11 @@ fn held_share(scene: &Scene<'_>, frame: &Frame, callee: usize) -> Option<f64> {
     if waiting < WAITING_MIN || !has_excess {
         return None;
     }
-    Some((connections(frame, callee)? / waiting).clamp(0.0, 1.0))
+    let held = connections(frame, callee)?;
+    let replicas = frame.services[callee].instances.len() as f64;
+    let normal = scene.services[callee].score(Metric::Connections).map_or(0.0, |score| replicas * score.normal);
+    let is_below = held < FEWER_MAX * normal && waiting > WAITING_SHARE_MIN * normal;
+    Some(if is_below { 0.0 } else { (held / waiting).clamp(0.0, 1.0) })
 }
 
 /// Established connections of all replicas of a service; `None` where they are not measured.
@@ -203,11 +222,15 @@ fn starved_vote(scene: &Scene<'_>, caller: usize) -> f64 {
 }
 
 /// Which end of a slow link the network metrics speak against: 1 the callee, -1 the caller. By how much more round trip
-/// and how many more retransmits one end has; the sound end sees a part of both on the connections to the other.
-fn network_lean(scene: &Scene<'_>, callee: usize, caller: usize) -> f64 {
+/// and how many more retransmits one end has; the sound end sees a part of both on the connections to the other. Losses do not
+/// delay all calls by the same: where that is what the gap shows, round trips alone speak, if they do.
+fn network_lean(scene: &Scene<'_>, gap: &Part, callee: usize, caller: usize) -> f64 {
     const METRICS: [Metric; 4] =
         [Metric::RoundTrip, Metric::Retransmits, Metric::NodeNetworkDrops, Metric::NodeQdiscBacklog];
-    let leans = METRICS.into_iter().filter_map(|metric| {
+    let far = |end: usize, other: usize| excess_of(scene, end, other, Metric::RoundTrip);
+    let is_delay = gap.is_pure_delay() && far(callee, caller).max(far(caller, callee)) > 0.0;
+    let metrics = if is_delay { &METRICS[..1] } else { &METRICS[..] };
+    let leans = metrics.iter().copied().filter_map(|metric| {
         let is_measured = |end: usize| scene.services[end].score(metric).is_some();
         let (of_callee, of_caller) =
             (excess_of(scene, callee, caller, metric), excess_of(scene, caller, callee, metric));

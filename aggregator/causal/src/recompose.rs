@@ -225,7 +225,7 @@ impl<'a> TraceEngine<'a> {
         let mut change = 0.0;
         for index in &calls {
             let call = &self.calls[*index];
-            let is_repaired = services.contains(&self.scene.graph.callee(call.edge));
+            let is_repaired = self.scene.is_repaired(self.scene.graph.callee(call.edge), services);
             let own = if is_repaired { call.own.normal } else { call.own.restored };
             self.server[*index] = self.serve(call, own);
             change += (self.server[*index] / call.server).ln();
@@ -300,7 +300,7 @@ impl Recomposer for TraceEngine<'_> {
         if services.is_empty() {
             return self.observed;
         }
-        let mut affected = self.scene.graph.affected_by(services);
+        let mut affected = self.scene.graph.affected_by(&self.scene.repaired_with(services));
         for (flag, restored) in affected.iter_mut().zip(self.restored_reach.iter().flatten()) {
             *flag |= restored;
         }

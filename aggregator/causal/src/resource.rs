@@ -7,7 +7,7 @@ use sage_common::{InstanceId, Metric, MetricGroup};
 use crate::{
     null::GroupNull,
     ownership,
-    scene::{OwnExcess, Scene, UsageScore, speaks_of_delay},
+    scene::{OwnExcess, Part, Scene, UsageScore, speaks_of_delay},
     verdict::Resource,
 };
 
@@ -150,10 +150,17 @@ fn replica_apart(scene: &Scene<'_>, service: usize, group: MetricGroup) -> Optio
 }
 
 /// How much a group's score counts by where the excess sits. A service whose own time is far off is slow itself, and the
-/// gaps around it are what waits for it: they say nothing against the resources of a machine then.
+/// gaps around it are what waits for it: they say nothing against the resources of a machine then. No link slows what happens
+/// within a service; round trips of one that answers late are long all the same.
 fn weight(scene: &Scene<'_>, service: usize, group: MetricGroup, excess: OwnExcess) -> f64 {
     match group {
-        MetricGroup::Network if excess.self_share() > SELF_SHARES.1 => NETWORK_IF_SELF,
+        MetricGroup::Network if excess.self_share() > SELF_SHARES.1 => {
+            if has_slow_link(scene, service) {
+                NETWORK_IF_SELF
+            } else {
+                0.0
+            }
+        }
         MetricGroup::Cpu | MetricGroup::Memory | MetricGroup::Disk
             if excess.self_share() < SELF_SHARES.0 && !ownership::is_slow_itself(scene, service) =>
         {
@@ -163,7 +170,14 @@ fn weight(scene: &Scene<'_>, service: usize, group: MetricGroup, excess: OwnExce
     }
 }
 
-/// No group moved: software, unless the group that would have moved is not measured and the shape speaks for it.
+/// Whether any gap of the service's own is the network's.
+fn has_slow_link(scene: &Scene<'_>, service: usize) -> bool {
+    let around = scene.graph.ins(service).iter().chain(scene.graph.outs(service));
+    around.copied().any(|edge| scene.edges[edge].is_net_like && scene.gap_share(edge, &[service]) >= 0.5)
+}
+
+/// No group moved: software, unless something constant was added to every call, which only a longer way does, or the group
+/// that would have moved is not measured and the shape speaks for it.
 fn quiet(
     scene: &Scene<'_>,
     service: usize,
@@ -171,10 +185,10 @@ fn quiet(
     scored: &[(MetricGroup, f64, bool)],
     unmeasured: Vec<MetricGroup>,
 ) -> Finding {
-    let (resource, p) = if unmeasured.contains(&MetricGroup::Network)
-        && excess.self_share() < SELF_SHARES.0
-        && is_pure_delay(scene, service)
-    {
+    let is_delay = worst_gap(scene, service).is_some_and(|gap| {
+        gap.is_constant_delay() || unmeasured.contains(&MetricGroup::Network) && gap.is_pure_delay()
+    });
+    let (resource, p) = if excess.self_share() < SELF_SHARES.0 && is_delay {
         (Resource::Network, SHAPE_P)
     } else if unmeasured.len() == GROUPS.len() && excess.self_share() > SELF_SHARES.1 {
         (Resource::Cpu, SHAPE_P / 2.0)
@@ -185,11 +199,10 @@ fn quiet(
     Finding { resource, p, instance: None, unmeasured }
 }
 
-/// The same shift at every quantile: a delay on the way, not a queue and not a starved processor.
-fn is_pure_delay(scene: &Scene<'_>, service: usize) -> bool {
+/// The gap around a service with the most excess.
+fn worst_gap(scene: &Scene<'_>, service: usize) -> Option<Part> {
     let around = scene.graph.ins(service).iter().chain(scene.graph.outs(service));
-    let worst = around.filter_map(|edge| scene.edges[*edge].gap).max_by(|a, b| a.excess_us().total_cmp(&b.excess_us()));
-    worst.is_some_and(|gap| gap.is_pure_delay())
+    around.filter_map(|edge| scene.edges[*edge].gap).max_by(|a, b| a.excess_us().total_cmp(&b.excess_us()))
 }
 
 fn logistic(odds: f64) -> f64 {

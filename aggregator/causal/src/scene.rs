@@ -3,6 +3,7 @@
 use sage_common::{InstanceId, LATENCY_PERCENTILES, Metric, MetricGroup};
 
 use crate::{
+    crowding,
     curve::{Curve, FAR_BAND, Q, SHIFT_BAND, TAIL_BAND},
     frame::{EdgeFrame, Frame, Readings},
     graph::Graph,
@@ -59,6 +60,13 @@ impl Part {
         let shifts: Vec<f64> = (0..SHIFT_BAND.start + 4).map(|q| self.excess_at_us(q)).collect();
         let (low, high) = shifts.iter().fold((f64::INFINITY, 0.0_f64), |(l, h), s| (l.min(*s), h.max(*s)));
         high > 0.0 && (high - low) < DELAY_SPREAD_MAX * high
+    }
+
+    /// Whether p10 to p90 are later by the same and stray no more than ever: something constant was added to every call.
+    pub fn is_constant_delay(&self) -> bool {
+        let spread = |curve: &Curve| curve.logs()[SHIFT_BAND.start + 3].exp() - curve.logs()[0].exp();
+        let strays = spread(&self.observed) > 2.0 * spread(&self.normal) + SHIFT_SD_FLOOR_US;
+        self.is_learnt && !strays && self.is_pure_delay()
     }
 
     /// Mean shift over p50 to p99.5 and the standard deviation of such a shift, microseconds.
@@ -141,6 +149,11 @@ pub struct SceneService {
     pub instances: Vec<(InstanceId, Vec<UsageScore>)>,
     /// Services that share its node and with it the link, itself not counted.
     pub neighbours: Vec<usize>,
+    /// The excess of its self time, microseconds per call, when it is but a wait for its own processors that nobody on its
+    /// node and no work of its own has caused: then calls come in bursts, and whoever disturbs them is to blame.
+    pub crowded_us: Option<f64>,
+    /// Its own excess, microseconds per call.
+    pub excess_us: f64,
 }
 
 impl SceneService {
@@ -180,8 +193,23 @@ impl<'a> Scene<'a> {
         for edge in 0..scene.edges.len() {
             scene.edges[edge].p_callee = ownership::p_callee_owns(&scene, frame, edge);
         }
+        for service in 0..scene.services.len() {
+            scene.services[service].excess_us = scene.own_excess(service).total_us();
+            scene.services[service].crowded_us = crowding::crowded_us(&scene, frame, service);
+        }
         restored::restore_load(&mut scene, normals, frame);
         scene
+    }
+
+    /// Whether the self time of `service` is as ever once `services` are: one of them, or crowded by one further off.
+    pub fn is_repaired(&self, service: usize, services: &[usize]) -> bool {
+        let is_worse = |excess: f64| services.iter().any(|other| self.services[*other].excess_us > excess);
+        services.contains(&service) || self.services[service].crowded_us.is_some_and(is_worse)
+    }
+
+    /// Services that [`Scene::is_repaired`] once `services` are, these included.
+    pub fn repaired_with(&self, services: &[usize]) -> Vec<usize> {
+        (0..self.services.len()).filter(|service| self.is_repaired(*service, services)).collect()
     }
 
     /// How much of the gap of `edge` an intervention on `services` repairs: all of it for the likelier owner, the odds of
@@ -275,6 +303,7 @@ fn scene_service(graph: &Graph, normals: &Normals, frame: &Frame, service: usize
         usage: score(&seen.readings),
         neighbours: neighbours(frame, service),
         instances: instances.iter().map(|(instance, readings)| (instance.clone(), score(readings))).collect(),
+        ..SceneService::default()
     }
 }
 
@@ -291,4 +320,42 @@ fn scores(normal: &ServiceNormal, readings: &Readings, row: &crate::robust::Row)
         Some(UsageScore { metric: usage.metric, z: usage.z(&reading, row), normal, observed })
     };
     normal.usage.iter().filter_map(score).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::graph::tests::key;
+
+    #[test]
+    fn a_constant_delay_strays_no_more_than_ever_and_a_full_queue_does() {
+        let curve = |us: [f64; 2]| {
+            Curve::of_logs(std::array::from_fn(|q| (us[0] + (us[1] - us[0]) * q as f64 / Q as f64).ln()))
+                .expect("finite")
+        };
+        let part = |observed: [f64; 2]| Part {
+            observed: curve(observed),
+            normal: curve([50.0, 200.0]),
+            scales: [0.02; Q],
+            is_learnt: true,
+        };
+        assert!(part([20_050.0, 20_200.0]).is_constant_delay());
+        let queue = part([400_000.0, 500_000.0]);
+        assert!(queue.is_pure_delay() && !queue.is_constant_delay());
+    }
+
+    #[test]
+    fn a_crowded_service_is_repaired_with_whoever_is_further_off_and_with_nobody_else() {
+        let graph = Graph::new(&[key("", "a"), key("a", "b"), key("a", "c")].into_iter().collect(), &BTreeMap::new());
+        let service =
+            |excess_us: f64, crowded_us: Option<f64>| SceneService { excess_us, crowded_us, ..SceneService::default() };
+        let services = vec![service(9e3, None), service(5e3, Some(5e3)), service(1e3, None)];
+        let scene = Scene { graph: &graph, edges: Vec::new(), services };
+        assert_eq!(scene.repaired_with(&[0]), [0, 1]);
+        assert_eq!(scene.repaired_with(&[2]), [2]);
+        assert_eq!(scene.repaired_with(&[1]), [1]);
+        assert!(scene.repaired_with(&[]).is_empty());
+    }
 }
