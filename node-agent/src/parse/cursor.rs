@@ -4,6 +4,8 @@
 
 use std::borrow::Cow;
 
+use memchr::memchr2;
+
 use super::{Fault, ParseError};
 
 /// Brackets within one another; OTLP needs 12 and nested attribute values a few more.
@@ -86,6 +88,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next byte that is not white space.
+    #[inline]
     pub fn peek(&mut self) -> Option<u8> {
         let bytes = self.text.as_bytes();
         while let Some(byte) = bytes.get(self.at) {
@@ -138,6 +141,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// What is wrong here.
+    #[cold]
     pub fn fault(&self, at: usize, what: &str) -> ParseError {
         ParseError { fault: Fault::Json(what.to_owned()), at }
     }
@@ -147,6 +151,7 @@ impl<'a> Cursor<'a> {
         self.at
     }
 
+    #[inline]
     fn null(&mut self) -> Result<bool> {
         let is_null = self.peek() == Some(b'n');
         if is_null && self.word() != "null" {
@@ -170,7 +175,7 @@ impl<'a> Cursor<'a> {
     fn end_of_string(&mut self) -> Result<bool> {
         let bytes = self.text.as_bytes();
         let mut is_plain = true;
-        while let Some(length) = bytes[self.at..].iter().position(|byte| matches!(byte, b'"' | b'\\')) {
+        while let Some(length) = memchr2(b'"', b'\\', &bytes[self.at..]) {
             self.at += length + 1;
             if bytes[self.at - 1] == b'"' {
                 return Ok(is_plain);
@@ -182,20 +187,23 @@ impl<'a> Cursor<'a> {
         Err(self.truncated())
     }
 
+    #[inline]
     fn take(&mut self, byte: u8) -> bool {
         let is_it = self.peek() == Some(byte);
         self.at += usize::from(is_it);
         is_it
     }
 
+    #[inline]
     fn expect(&mut self, byte: u8, what: &str) -> Result<()> {
+        if self.take(byte) { Ok(()) } else { Err(self.unexpected(what)) }
+    }
+
+    #[cold]
+    fn unexpected(&mut self, what: &str) -> ParseError {
         match self.peek() {
-            Some(found) if found == byte => {
-                self.at += 1;
-                Ok(())
-            }
-            Some(_) => Err(self.fault(self.at, &format!("want {what}"))),
-            None => Err(self.truncated()),
+            Some(_) => self.fault(self.at, &format!("want {what}")),
+            None => self.truncated(),
         }
     }
 

@@ -14,6 +14,9 @@ use super::{
 /// Spans within a request that end this much from its middle one are of a broken clock: requests hold seconds.
 const SPREAD_MAX: Micros = Micros::from_secs(3_600);
 
+/// Spans that kept room is for: requests of a few MiB have fewer. About 180 bytes each.
+const ROOM_MAX: usize = 65_536;
+
 /// What was read and what could not be.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct ReadCounters {
@@ -57,21 +60,51 @@ impl ReadCounters {
 pub struct Batch {
     /// When its first span ends or its first point was taken, of those that are left.
     pub first: Timestamp,
-    /// Spans, by their end.
-    pub spans: Vec<Placed>,
-    /// How many of them were handed over.
-    pub given: usize,
     /// Points, by their time.
     pub points: Vec<(Resource, Point)>,
+    spans: Vec<Placed>,
+    order: Vec<(Timestamp, u32)>, // when spans end and where they stand: they themselves are large
+    given: usize,
+}
+
+/// The room of a batch that is over, to be filled again.
+#[derive(Debug, Default)]
+pub struct Room {
+    spans: Vec<Placed>,
+    order: Vec<(Timestamp, u32)>,
 }
 
 impl Batch {
     /// Whether nothing is left of it.
     pub fn is_over(&self) -> bool {
-        self.given == self.spans.len() && self.points.is_empty()
+        self.left() == 0
     }
 
-    /// Decodes a request of spans.
+    /// Spans and points that are left of it.
+    pub fn left(&self) -> usize {
+        self.order.len() - self.given + self.points.len()
+    }
+
+    /// The next span by its end, and when it ends.
+    pub fn span(&self) -> Option<(Timestamp, &Placed)> {
+        let (end, at) = *self.order.get(self.given)?;
+        Some((end, self.spans.get(at as usize)?))
+    }
+
+    /// Steps behind the span that was handed over.
+    pub fn step(&mut self) {
+        self.given += 1;
+    }
+
+    /// Its room, emptied; `None` when it held nothing, or much more than usual.
+    pub fn room(mut self) -> Option<Room> {
+        let is_usual = (1..=ROOM_MAX).contains(&self.spans.capacity());
+        self.spans.clear();
+        self.order.clear();
+        is_usual.then_some(Room { spans: self.spans, order: self.order })
+    }
+
+    /// Decodes a request of spans into `room`.
     ///
     /// # Errors
     ///
@@ -81,8 +114,9 @@ impl Batch {
         encoding: Encoding,
         feed: &mut Feed,
         counters: &mut ReadCounters,
+        room: Room,
     ) -> Result<Self, String> {
-        let mut spans: Vec<Placed> = Vec::new();
+        let Room { mut spans, mut order } = room;
         let mut whose = (String::new(), None::<String>, None);
         let mut kindless = 0;
         let sink = |origin: &recorded::Origin<'_>, span| {
@@ -105,10 +139,11 @@ impl Batch {
         counters.kindless += kindless;
         counters.invalid_ids += tally.invalid_ids;
         counters.odd_durations += tally.reversed + tally.clamped;
-        spans.sort_by_key(|placed| placed.span.end());
-        keep_near(&mut spans, |placed| placed.span.end(), counters);
-        let first = spans.first().map(|placed| placed.span.end()).unwrap_or_default();
-        Ok(Self { first, spans, given: 0, points: Vec::new() })
+        order.extend(spans.iter().zip(0_u32..).map(|(placed, at)| (placed.span.end(), at)));
+        order.sort_unstable();
+        keep_near(&mut order, |(end, _)| *end, counters);
+        let first = order.first().map(|(end, _)| *end).unwrap_or_default();
+        Ok(Self { first, spans, order, ..Self::default() })
     }
 
     /// Decodes a request of metrics.
@@ -128,7 +163,7 @@ impl Batch {
         points.sort_by_key(|(_, point)| point.at);
         keep_near(&mut points, |(_, point)| point.at, counters);
         let first = points.first().map(|(_, point)| point.at).unwrap_or_default();
-        Ok(Self { first, spans: Vec::new(), given: 0, points })
+        Ok(Self { first, points, ..Self::default() })
     }
 
     /// Adds the times between points of the same series to `apart`.

@@ -13,7 +13,7 @@ use sage_common::{Micros, Timestamp};
 
 pub use super::batch::ReadCounters;
 use super::{
-    batch::Batch,
+    batch::{Batch, Room},
     feed::LEAD,
     input::{Input, InputError, Place, REQUEST_BYTES_MAX, Request},
     streams::{Finished, Streams},
@@ -77,12 +77,13 @@ pub struct Recording {
     sources: Vec<Source>,
     counters: ReadCounters,
     is_strict: bool,
+    room: Option<Room>, // of the newest request that is over
 }
 
 impl Recording {
     /// A recording of nothing. A `is_strict` one fails at the first bad request.
     pub fn new(is_strict: bool) -> Self {
-        Self { sources: Vec::new(), counters: ReadCounters::default(), is_strict }
+        Self { sources: Vec::new(), counters: ReadCounters::default(), is_strict, room: None }
     }
 
     /// Adds a file.
@@ -166,8 +167,7 @@ impl Recording {
         let Some(batch) = source.ahead.front_mut() else { return Ok(None) };
         let mut finished = streams.advance(now);
         streams.points(&std::mem::take(&mut batch.points));
-        while let Some(placed) = batch.spans.get(batch.given) {
-            let end = placed.span.end();
+        while let Some((end, placed)) = batch.span() {
             if end > now + STEP {
                 if end > until {
                     batch.first = end; // another file is first
@@ -177,9 +177,9 @@ impl Recording {
                 finished.extend(streams.advance(now));
             }
             streams.span(placed);
-            batch.given += 1;
+            batch.step();
         }
-        source.ahead.pop_front();
+        self.room = source.ahead.pop_front().and_then(Batch::room).or(self.room.take());
         Ok(Some(finished))
     }
 
@@ -193,7 +193,7 @@ impl Recording {
                 return Ok(());
             }
             if let Some(broken) = ahead.pop_front() {
-                self.counters.broken_clocks += (broken.spans.len() - broken.given + broken.points.len()) as u64;
+                self.counters.broken_clocks += broken.left() as u64;
             }
         }
     }
@@ -201,7 +201,7 @@ impl Recording {
     /// Decodes until `count` requests of the file are at hand.
     fn fill(&mut self, at: usize, count: usize, mut streams: Option<&mut Streams>) -> Result<(), ReadError> {
         while self.sources[at].ahead.len() < count && !self.sources[at].is_over {
-            match read(&mut self.sources[at], streams.as_deref_mut(), &mut self.counters) {
+            match read(&mut self.sources[at], streams.as_deref_mut(), &mut self.counters, &mut self.room) {
                 Ok(Some(batch)) => {
                     self.sources[at].usable += 1;
                     self.sources[at].ahead.push_back(batch);
@@ -244,6 +244,7 @@ fn read(
     source: &mut Source,
     mut streams: Option<&mut Streams>,
     counters: &mut ReadCounters,
+    room: &mut Option<Room>,
 ) -> Result<Option<Batch>, ReadError> {
     loop {
         let encoding = source.input.encoding();
@@ -251,7 +252,7 @@ fn read(
             (None, ..) => return Ok(None),
             (Some(Request::TooLong), ..) => Err(format!("longer than {REQUEST_BYTES_MAX} bytes")),
             (Some(Request::Whole(bytes)), Content::Traces, Some(streams)) => {
-                Batch::of_spans(bytes, encoding, &mut streams.spans, counters)
+                Batch::of_spans(bytes, encoding, &mut streams.spans, counters, room.take().unwrap_or_default())
             }
             (Some(Request::Whole(bytes)), ..) => Batch::of_points(bytes, encoding, counters),
         };

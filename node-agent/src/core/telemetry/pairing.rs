@@ -31,11 +31,18 @@ const ROUNDING: Micros = Micros::new(2);
 /// Spans that wait for their relatives.
 #[derive(Debug)]
 pub(super) struct Pairing {
-    traces: BTreeMap<TraceHash, Vec<Pending>>,
+    traces: BTreeMap<TraceHash, Trace>,
     len: usize,
     limit: TraceHash,
     /// Windows that a span waits for a parent that has not come.
     patience: u64,
+}
+
+/// The spans of a trace, and the oldest window that one of them ended in.
+#[derive(Debug)]
+struct Trace {
+    spans: Vec<Pending>,
+    oldest: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -136,13 +143,15 @@ impl Pairing {
         }
         let at = Interval::new(span.start, span.duration);
         // Most traces have one span here, or a handful: the usual first capacity of four would triple the memory.
-        let trace = self.traces.entry(span.trace).or_insert_with(|| Vec::with_capacity(1));
+        let first = || Trace { spans: Vec::with_capacity(1), oldest: window };
+        let Trace { spans: trace, oldest } = self.traces.entry(span.trace).or_insert_with(first);
         if trace.iter().any(|other| other.id == span.id && other.call == call && other.at == at) {
             return Admission::Duplicate;
         }
         if trace.len() >= TRACE_SPANS_MAX {
             return Admission::Shed;
         }
+        *oldest = window.min(*oldest);
         let Span { id, parent, side, is_error, weight, .. } = *span;
         trace.push(Pending { id, parent, service, call, side, is_error, weight, at, window, entered: newest });
         self.len += 1;
@@ -155,20 +164,23 @@ impl Pairing {
     /// Finishes the spans of windows up to `window`, in the order of their trace hashes.
     pub fn close(&mut self, window: u64, mut finish: impl FnMut(Finished)) -> Unfinished {
         let mut unfinished = Unfinished::default();
-        let patience = self.patience;
-        self.traces.retain(|hash, trace| {
-            if trace.len() >= TRACE_SPANS_MAX {
-                unfinished.oversized += trace.len() as u64;
+        let Self { traces, len, patience, .. } = self;
+        traces.retain(|hash, Trace { spans: trace, oldest }| {
+            let before = trace.len();
+            if before >= TRACE_SPANS_MAX {
+                unfinished.oversized += before as u64;
+                *len -= before;
                 return false;
             }
             // Nothing of it is due: what waits for a parent came no earlier than its window, so it waits on as well.
-            if trace.iter().all(|span| span.window > window) {
+            if *oldest > window {
                 return true;
             }
-            close_trace(*hash, trace, window, patience, &mut finish, &mut unfinished);
+            close_trace(*hash, trace, window, *patience, &mut finish, &mut unfinished);
+            *len -= before - trace.len();
+            *oldest = trace.iter().map(|span| span.window).min().unwrap_or(u64::MAX);
             !trace.is_empty()
         });
-        self.len = self.traces.values().map(Vec::len).sum();
         // Half empty: the flood is over, or it will be shed again.
         if self.len < PENDING_MAX / 2 {
             self.limit = TraceHash(u64::MAX);
@@ -180,7 +192,7 @@ impl Pairing {
     fn give_up_traces(&mut self) {
         while self.len > PENDING_MAX / 4 * 3 {
             let Some((hash, trace)) = self.traces.pop_last() else { break };
-            self.len -= trace.len();
+            self.len -= trace.spans.len();
             self.limit = TraceHash(hash.0.saturating_sub(1));
         }
     }
