@@ -17,6 +17,9 @@ pub const ATTRIBUTES_MAX: usize = 128;
 /// Longest believable span. A clock set forward during a request makes longer ones.
 pub const DURATION_MAX: Micros = Micros::from_secs(3600);
 
+/// The name that OpenTelemetry's SDKs give to a service without one, or its beginning.
+const NAMELESS: &str = "unknown_service";
+
 /// What a decoder came across.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Tally {
@@ -125,7 +128,8 @@ impl<'a> SpanFields<'a> {
 /// Attributes of a resource that name the service and the replica.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct ResourceFields<'a> {
-    pub service: Option<Cow<'a, str>>,
+    /// `service.name`, else what the platform calls it.
+    pub service: Slot<'a>,
     container: Option<Cow<'a, str>>,
     instance: Option<Cow<'a, str>>,
     /// The machine, which only recordings need: an agent's spans are of its own.
@@ -139,7 +143,15 @@ impl<'a> ResourceFields<'a> {
             ("process.pid", Value::Int(pid)) => self.pid = u32::try_from(pid).ok().filter(|pid| *pid > 0),
             ("process.pid", Value::Text(pid)) => self.pid = pid.parse().ok().filter(|pid| *pid > 0),
             (_, Value::Text(text)) if !text.is_empty() => match key {
-                "service.name" => self.service = Some(text),
+                // The SDKs' own name for a service without one says less than the platform's.
+                "service.name" => {
+                    let rank = if text.starts_with(NAMELESS) { 9 } else { 0 };
+                    self.service.set(text, rank);
+                }
+                "k8s.deployment.name" => self.service.set(text, 1),
+                "k8s.statefulset.name" => self.service.set(text, 2),
+                "k8s.daemonset.name" => self.service.set(text, 3),
+                "k8s.container.name" => self.service.set(text, 4),
                 "container.id" => self.container = Some(text),
                 "service.instance.id" => self.instance = Some(text),
                 "host.name" => self.host.set(text, 0),
@@ -163,8 +175,7 @@ impl Reporter {
     fn of(fields: &ResourceFields<'_>) -> Self {
         let named = fields.container.as_deref().or(fields.instance.as_deref()).map(InstanceId::sanitized);
         Self {
-            // The name that OpenTelemetry's SDKs give to a service without one.
-            service: ServiceId::sanitized(fields.service.as_deref().unwrap_or("unknown_service")),
+            service: ServiceId::sanitized(fields.service.get().unwrap_or(NAMELESS)),
             instance: named.or_else(|| fields.pid.map(|pid| InstanceId::sanitized(&format!("pid:{pid}")))),
             pid: fields.pid,
         }
@@ -325,6 +336,19 @@ mod tests {
         assert_eq!(operation(&[("http.method", "GET"), ("http.route", "/old")]), "GET /old");
         assert_eq!(operation(&[("http.request.method", "GET")]), "span name", "a method alone names nothing");
         assert_eq!(operation(&[("messaging.destination.name", "orders")]), "orders");
+    }
+
+    #[test]
+    fn a_service_without_a_name_has_its_platforms() {
+        let service = |pairs: &[(&str, &'static str)]| {
+            let mut fields = ResourceFields::default();
+            pairs.iter().for_each(|(key, text)| fields.set(key, Value::Text((*text).into())));
+            Reporter::of(&fields).service.to_string()
+        };
+        assert_eq!(service(&[]), "unknown_service");
+        assert_eq!(service(&[("k8s.container.name", "server"), ("k8s.deployment.name", "cart")]), "cart");
+        assert_eq!(service(&[("service.name", "unknown_service_java"), ("k8s.deployment.name", "cart")]), "cart");
+        assert_eq!(service(&[("service.name", "shop"), ("k8s.deployment.name", "cart")]), "shop");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::{
 /// Who reported a span, as its resource says it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Origin<'a> {
-    /// `service.name` as written; empty without one.
+    /// `service.name` as written, else what the platform calls it; empty without one.
     pub service: &'a str,
     /// `host.name`, else `k8s.node.name`.
     pub host: Option<&'a str>,
@@ -71,7 +71,7 @@ impl<B: FnMut(Span), F: FnMut(&Origin<'_>, Span)> Visitor for Recorded<B, F> {
     fn span(&mut self, resource: &ResourceFields<'_>, raw: &RawSpan<'_>) {
         if let Some(span) = self.builder.make(resource, raw) {
             let origin = Origin {
-                service: resource.service.as_deref().unwrap_or_default(),
+                service: resource.service.get().unwrap_or_default(),
                 host: resource.host.get(),
                 has_kind: raw.has_kind,
             };
@@ -131,11 +131,11 @@ fn span(cursor: &mut Cursor<'_>, resource: &ResourceFields<'_>, visitor: &mut im
     let mut raw = RawSpan::default();
     cursor.object(|cursor, key| {
         match key {
-            "traceId" | "trace_id" => raw.trace = hex(&cursor.scalar()?),
-            "spanId" | "span_id" => raw.id = hex(&cursor.scalar()?).map(u64::from_be_bytes),
+            "traceId" | "trace_id" => raw.trace = id(&cursor.scalar()?),
+            "spanId" | "span_id" => raw.id = id(&cursor.scalar()?).map(u64::from_be_bytes),
             "parentSpanId" | "parent_span_id" => {
                 let text = cursor.scalar()?;
-                raw.parent = if text.is_empty() { Some(0) } else { hex(&text).map(u64::from_be_bytes) };
+                raw.parent = if text.is_empty() { Some(0) } else { id(&text).map(u64::from_be_bytes) };
             }
             "name" => raw.name = cursor.scalar()?,
             "kind" => {
@@ -159,6 +159,35 @@ fn span(cursor: &mut Cursor<'_>, resource: &ResourceFields<'_>, visitor: &mut im
     })?;
     visitor.span(resource, &raw);
     Ok(())
+}
+
+/// `N` bytes in hexadecimal, or in base 64 as tools write them that know protobuf and not OTLP.
+fn id<const N: usize>(text: &str) -> Option<[u8; N]> {
+    hex(text).or_else(|| base64(text.trim_end_matches('=')))
+}
+
+fn base64<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let digit = |byte: u8| match byte {
+        b'A'..=b'Z' => Some(byte - b'A'),
+        b'a'..=b'z' => Some(byte - b'a' + 26),
+        b'0'..=b'9' => Some(byte - b'0' + 52),
+        b'+' | b'-' => Some(62),
+        b'/' | b'_' => Some(63),
+        _ => None,
+    };
+    if text.len() != (8 * N).div_ceil(6) {
+        return None;
+    }
+    let (mut bytes, mut bits, mut held, mut at) = ([0; N], 0_u32, 0_u32, 0);
+    for byte in text.bytes() {
+        (bits, held) = (bits << 6 | u32::from(digit(byte)?), held + 6);
+        if held >= 8 {
+            held -= 8;
+            *bytes.get_mut(at)? = (bits >> held) as u8;
+            at += 1;
+        }
+    }
+    Some(bytes)
 }
 
 /// Nanoseconds, as digits or in a string.
@@ -254,6 +283,17 @@ mod tests {
         assert_eq!((spans.len(), tally.invalid_ids), (2, 1));
         assert_eq!(fast(REQUEST), careful(REQUEST));
         assert_eq!(spans[1].operation.as_str(), "shop.Cart/Get");
+    }
+
+    #[test]
+    fn ids_read_in_base_64_as_well() {
+        let text = REQUEST
+            .replace("8b51e36eaee3265bec099d0c5c63fd37", "i1Hjbq7jJlvsCZ0MXGP9Nw==")
+            .replace("69f0ab5eab6ab97b", "afCrXqtquXs=")
+            .replace("5AD88C3DC3137B99", "WtiMPcMTe5k=");
+        assert_eq!(fast(&text).expect("valid").0, fast(REQUEST).expect("valid").0);
+        assert_eq!(base64::<8>("afCrXqtqu*s"), None);
+        assert_eq!(id::<8>("69f0"), None);
     }
 
     #[test]
