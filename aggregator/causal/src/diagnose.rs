@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use sage_common::{MetricGroup, Micros, Slo};
+use sage_common::{MetricGroup, Micros, ServiceId, Slo};
 
 use crate::{
     engine::{self, Recomposer, entries},
@@ -58,13 +58,34 @@ pub fn diagnose(model: &Model, recent: &[Observation], slo: &Slo) -> Verdict {
 /// the target belong to it as well. Of a long one, the newest [`pool::WINDOWS_MAX`].
 pub fn diagnose_period(model: &Model, period: &[Observation], slo: &Slo) -> Verdict {
     let learnt: BTreeSet<EdgeKey> = model.edges().collect();
-    let known = period.iter().rev().filter(|window| pool::latency_us(window, slo).is_some());
-    let mut windows: Vec<&Observation> = known.take(pool::WINDOWS_MAX).collect();
-    windows.reverse();
+    let windows = newest(period, slo);
     let is_broken = pool::observed_log(&windows, slo).is_some_and(|log| log.exp() > slo.target.get() as f64);
     let inquiry = Inquiry { model, slo, recent: period, calm_since: None };
     let verdict = if is_broken { inquiry.look(&learnt, windows) } else { None };
     verdict.unwrap_or_else(|| nothing_broken(model, period.last(), slo))
+}
+
+/// What the usage of every service says in `period`, whoever is named: its resource that left what healthy windows reach,
+/// else [`Resource::Software`]; and P(right) of that.
+pub fn findings(model: &Model, period: &[Observation], slo: &Slo) -> Vec<(ServiceId, Resource, f64)> {
+    let learnt: BTreeSet<EdgeKey> = model.edges().collect();
+    let windows = newest(period, slo);
+    let graph = pool::graph(&learnt, model.skeletons(), &windows);
+    let Some(frame) = Frame::of(&graph, &windows) else { return Vec::new() };
+    let scene = Scene::new(&graph, model.normals(), &frame);
+    let finding = |(number, service): (usize, &ServiceId)| {
+        let finding = resource::name(&scene, model.group_null(), number, scene.own_excess(number));
+        (service.clone(), finding.resource, finding.p)
+    };
+    graph.services().iter().enumerate().map(finding).collect()
+}
+
+/// The newest windows of `period` in which `slo` has latencies, oldest first.
+fn newest<'a>(period: &'a [Observation], slo: &Slo) -> Vec<&'a Observation> {
+    let known = period.iter().rev().filter(|window| pool::latency_us(window, slo).is_some());
+    let mut windows: Vec<&Observation> = known.take(pool::WINDOWS_MAX).collect();
+    windows.reverse();
+    windows
 }
 
 /// Whether `confirmed` explains its window by some of those that `pooled` names and no others. A fault's first window holds
@@ -216,7 +237,7 @@ impl Answer<'_> {
     }
 
     /// The other end, when the excess sits in a gap whose owner the spans cannot tell.
-    fn link_with(&self, service: usize) -> Option<sage_common::ServiceId> {
+    fn link_with(&self, service: usize) -> Option<ServiceId> {
         let graph = self.scene.graph;
         let excess = |edge: usize| self.scene.edges[edge].gap.map_or(0.0, |part| part.excess_us());
         let around = graph.ins(service).iter().chain(graph.outs(service)).copied();

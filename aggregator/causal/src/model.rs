@@ -9,7 +9,7 @@ use thiserror::Error;
 use crate::{
     bytes,
     change::{self, Change, STEP_WINDOWS},
-    diagnose::{diagnose, diagnose_period},
+    diagnose::{self, diagnose, diagnose_period},
     error::mean_error_where,
     frame::Frame,
     normals::Normals,
@@ -19,7 +19,7 @@ use crate::{
     rebuild::{Rebuilt, rebuild},
     skeleton::Skeletons,
     train::is_healthy,
-    verdict::Verdict,
+    verdict::{Resource, Verdict},
 };
 
 /// A new generation may be worse by this factor: the noise of a held-out error of a few dozen windows.
@@ -134,6 +134,12 @@ impl Model {
     /// holds nothing of the objective. Says how well latencies add up along the graph, not how well causes are found.
     pub fn rebuild(&self, window: &Observation, slo: &Slo) -> Option<Rebuilt> {
         rebuild(self, window, slo)
+    }
+
+    /// What the usage of every service says in `period`, whoever is named: its resource that left what healthy windows
+    /// reach, else [`Resource::Software`]; and P(right) of that.
+    pub fn findings(&self, period: &[Observation], slo: &Slo) -> Vec<(ServiceId, Resource, f64)> {
+        diagnose::findings(self, period, slo)
     }
 
     /// One card per service, ordered by name.

@@ -110,10 +110,16 @@ pub fn group_score(usage: &[UsageScore], group: MetricGroup) -> Option<f64> {
     }
 }
 
-/// Whether a metric rises because of others. So does the memory that waiting requests hold; it accuses only where nothing
-/// tells what scarce memory does.
+/// Whether a metric rises because of others. So does the memory that waiting requests hold, and the processor time that
+/// retries take; they accuse only where nothing tells what scarce memory, or a scarce processor, does.
 fn is_effect(usage: &[UsageScore], metric: Metric) -> bool {
-    metric.spec().is_effect || metric == Metric::MemoryLimitShare && usage.iter().any(tells_of_scarcity)
+    let has = |known: &[Metric]| usage.iter().any(|score| known.contains(&score.metric));
+    match metric {
+        Metric::CpuUsed => has(&[Metric::CpuLimitShare, Metric::CpuThrottled, Metric::CpuPressure]),
+        Metric::MemoryUsed => has(&[Metric::MemoryLimitShare]) || usage.iter().any(tells_of_scarcity),
+        Metric::MemoryLimitShare => usage.iter().any(tells_of_scarcity),
+        _ => metric.spec().is_effect,
+    }
 }
 
 fn tells_of_scarcity(score: &UsageScore) -> bool {
@@ -227,6 +233,13 @@ mod tests {
         ];
         assert_eq!(group_score(&usage, MetricGroup::Cpu), Some(6.0));
         assert_eq!(group_score(&usage, MetricGroup::Disk), None);
+    }
+
+    #[test]
+    fn use_alone_accuses_where_nothing_tells_of_scarcity() {
+        assert_eq!(group_score(&[score(Metric::CpuUsed, 8.0)], MetricGroup::Cpu), Some(6.0));
+        let both = [score(Metric::MemoryUsed, 8.0), score(Metric::MemoryLimitShare, 4.0)];
+        assert_eq!(group_score(&both, MetricGroup::Memory), Some(3.0));
     }
 
     #[test]
