@@ -13,14 +13,16 @@ use crate::{
         run::{self, Evaluation, Prediction},
     },
     incident_file,
-    replay::merge::Content,
+    replay::{merge::Content, study::CONFIDENT},
 };
 
 /// Answer labelled incidents of a recording, and score the answers.
 ///
-/// DIR holds incidents.json, normal.json, and the recording: traces.jsonl and metrics.jsonl (plain, .gz or .zst), either of
-/// them. Each incident is answered from healthy windows before it, or the nearest ones where there are too few; the truth
-/// is read for scoring alone.
+/// DIR holds incidents.json (`[{"id", "start", "end", "services", "resource", "fault_type"}]`), normal.json (`[{"start", "end"}]`; without
+/// it, all time that is not near an incident is taken for normal), and the recording: files traces* and metrics* (OTLP as
+/// JSON lines or protobuf; plain, .gz or .zst), either of them, and graph.json where no traces tell who calls whom. Each incident is answered from healthy windows before it, or the nearest ones where there are too few. Where
+/// incidents.json says in `target.service` at which entry the alarm was raised, that entry is asked about: an operator
+/// knows it. The truth (`services`, `resource`, `fault_type`) is read for scoring alone, after the last answer.
 ///
 /// Or DIR holds incidents that `sagectl incidents export` wrote, and labels that `sagectl incidents label` gave them: each
 /// is answered again from what its file holds.
@@ -49,12 +51,12 @@ impl EvalOptions {
         let folder = Folder::open(&self.dir)?;
         let mut recording = self.recording.recording();
         for (stem, content) in [("traces", Content::Traces), ("metrics", Content::Metrics)] {
-            if let Some(path) = folder.find(stem) {
+            for path in folder.find(stem) {
                 recording.open(&path, content)?;
             }
         }
-        let mut streams = self.recording.streams(&mut recording, Vec::new(), folder.find("graph.json").as_deref())?;
-        streams.spans.sample(self.sample);
+        let graph = folder.find("graph.json").into_iter().next();
+        let mut streams = self.recording.streams(&mut recording, Vec::new(), graph.as_deref(), self.sample)?;
         let evaluation = run::run(&folder, &mut recording, &mut streams, |prediction| self.tell(prediction))?;
         eprint!("{}", Told::of(&recording, &streams).text());
         self.write(&folder, &evaluation)
@@ -90,7 +92,7 @@ impl EvalOptions {
             "{}\n{confident} of {} answers name somebody with P of at least {}; {wrong} of those are wrong.\n",
             evaluation.table(folder),
             evaluation.predictions.len(),
-            run::CONFIDENT
+            CONFIDENT
         ))
     }
 }

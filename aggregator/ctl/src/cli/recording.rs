@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// Windows of spans unless somebody asks for others.
+/// Windows of spans where no trace tells how long they must be.
 const WINDOW: Micros = Micros::from_secs(5);
 
 /// How far samples are apart where the recording does not show it: a sample a minute is the most common.
@@ -32,7 +32,8 @@ const APART_MAX: Micros = Micros::from_secs(600);
 
 #[derive(Args, Debug)]
 pub(super) struct RecordingOptions {
-    /// Length of a window, e.g. `5s`, `500ms`, `5m`.
+    /// Length of a window, e.g. `5s`, `500ms`, `5m`. By default 5 s, or as much longer as the busiest entry needs to be
+    /// called twenty times: at most a minute.
     #[arg(long, value_name = "LENGTH", value_parser = duration)]
     window: Option<Micros>,
     /// How long after its end a window still takes spans: at most ten windows.
@@ -68,20 +69,24 @@ impl RecordingOptions {
         self.verbose
     }
 
-    /// Empty feeds for `recording`; the graph in `graph` stands in where none is given.
+    /// Empty feeds for `recording`, of which `share` of the traces are taken; the graph in `graph` stands in where none is
+    /// given.
     pub(super) fn streams(
         &self,
         recording: &mut Recording,
         slos: Vec<Slo>,
         graph: Option<&Path>,
+        share: f64,
     ) -> Result<Streams, CliError> {
-        let window = self.window.unwrap_or(WINDOW);
+        let window = self.window.or_else(|| recording.rate().window(share)).unwrap_or(WINDOW);
         // Percentiles are told per window, so a window holds a sample of every service at least.
         let apart = recording.interval()?.unwrap_or(APART).get().div_ceil(1_000_000);
         let slow = Micros::from_secs(apart).min(APART_MAX).max(window);
         let spans = Feed::new(self.config(window, slos.clone()), Source::Spans, self.names()?);
         let metrics = Feed::new(self.config(slow, slos), Source::Metrics, self.names()?);
-        Ok(Streams::new(spans, metrics, self.graph(graph)?))
+        let mut streams = Streams::new(spans, metrics, self.graph(graph)?);
+        streams.spans.sample(share);
+        Ok(streams)
     }
 
     fn config(&self, window: Micros, slos: Vec<Slo>) -> FleetConfig {

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use sage_common::Slo;
+use sage_causal::observation::Observation;
+use sage_common::{Micros, Slo};
 use serde_json::json;
 
 use super::{
@@ -83,8 +84,8 @@ impl ReplayOptions {
             recording.open(path, content)?;
         }
         let given = self.slos()?;
-        let mut streams = self.recording.streams(&mut recording, given.clone(), None)?;
-        let mut answers = Answers { asked: self.asked(), given, said: Vec::new() };
+        let mut streams = self.recording.streams(&mut recording, given.clone(), None, 1.0)?;
+        let mut answers = Answers { asked: self.asked(), given, said: Vec::new(), traced: Vec::new() };
         let mut progress = Progress::new();
         while let Some(finished) = recording.step(&mut streams)? {
             answers.take(&finished, &streams);
@@ -132,6 +133,9 @@ impl ReplayOptions {
     }
 }
 
+/// Longest time without spans that is no gap in the traces.
+const QUIET: Micros = Micros::from_secs(60);
+
 /// What is asked.
 enum Asked {
     /// Which targets were broken, by spans and by recorded percentiles.
@@ -144,10 +148,12 @@ struct Answers {
     asked: Asked,
     given: Vec<Slo>,
     said: Vec<Said>,
+    traced: Vec<Period>, // when there were spans, in order and apart
 }
 
 impl Answers {
     fn take(&mut self, finished: &Finished, streams: &Streams) {
+        finished.spans.iter().for_each(|window| self.note_traced(window));
         match &mut self.asked {
             Asked::Broken { spans, metrics } => {
                 let slos = streams.spans.slos();
@@ -164,15 +170,25 @@ impl Answers {
         }
     }
 
+    /// Windows a minute apart are one period: a quiet moment is no gap.
+    fn note_traced(&mut self, window: &Observation) {
+        let period = Period { start: window.start, end: window.start + window.length };
+        match self.traced.last_mut() {
+            Some(last) if period.start <= last.end + QUIET => last.end = last.end.max(period.end),
+            _ => self.traced.push(period),
+        }
+    }
+
     fn finish(&mut self, streams: &Streams) {
         match &mut self.asked {
             Asked::Broken { spans, metrics } => {
                 for (watch, feed) in [(spans, &streams.spans), (metrics, &streams.metrics)] {
                     self.said.extend(watch.finish().map(|found| of_found(&found, &feed.slos(), feed.source())));
                 }
-                // Spans tell more, so percentiles are asked only where there are none at all.
-                let has_spans = streams.spans.fleet().counters().windows > 0;
-                self.said.retain(|said| said.source == if has_spans { Source::Spans } else { Source::Metrics });
+                // Spans tell more, so percentiles are asked only about times without any.
+                let traced = &self.traced;
+                let is_traced = |period: &Period| traced.iter().any(|own| own.distance(period) == Micros::ZERO);
+                self.said.retain(|said| said.source == Source::Spans || !is_traced(&said.period));
             }
             Asked::Periods(desk, periods) => {
                 let replies = desk.finish(streams);

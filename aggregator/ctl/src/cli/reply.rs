@@ -43,6 +43,13 @@ impl Said {
             "observed_us": answer.observed,
             "ranking": answer.ranking.iter().map(|service| streams.written(service)).collect::<Vec<_>>(),
             "added": answer.adding().map(|(service, us)| json!({"service": streams.written(service), "us": us})).collect::<Vec<_>>(),
+            "failing": answer.failing.as_ref().map(|failing| json!({
+                "entry": streams.written(&failing.entry),
+                "normal": failing.normal,
+                "observed": failing.observed,
+                "added": failing.added.iter().map(|(service, each)| json!({"service": streams.written(service), "each": each})).collect::<Vec<_>>(),
+            })),
+            "by": if answer.is_by_failures { "failures" } else { "time" },
             "resource": answer.resource,
             "p": answer.p,
             "windows": {"training": answer.training, "period": answer.period},
@@ -106,9 +113,14 @@ impl Said {
 }
 
 fn headline(answer: &Answer, name: &dyn Fn(&ServiceId) -> String) -> String {
+    if let Some((service, _)) =
+        answer.failing.iter().flat_map(|failing| &failing.added).next().filter(|_| answer.is_by_failures)
+    {
+        return format!("culprit: {}, by its failures, P {:.2}", name(service), answer.p);
+    }
     let named: Vec<String> = answer.verdict.culprits.iter().map(|culprit| name(&culprit.service)).collect();
     match named.as_slice() {
-        [] => format!("{}: nobody is named with confidence", kind(answer.verdict.kind)),
+        [] => format!("{}: no confident culprit", kind(answer.verdict.kind)),
         names => format!("{}: {}, P {:.2}", kind(answer.verdict.kind), names.join(" and "), answer.p),
     }
 }

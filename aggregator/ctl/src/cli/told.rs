@@ -125,7 +125,7 @@ fn not_used(read: &ReadCounters, fast: &FleetCounters, slow: &FleetCounters) -> 
         (read.invalid_ids, "spans without a usable id, left out"),
         (read.odd_durations, "spans that end before they start or last longer than an hour, changed"),
         (read.broken_clocks, "spans and data points far in time from everything around them, left out"),
-        (read.unreadable_points, "data points that are no number, have no time or are histograms, left out"),
+        (read.unreadable_points, "data points that are no number or have no time, left out"),
         (fast.late_spans, "spans later than the allowed lateness, left out (--lateness allows more)"),
         (fast.early_spans, "spans ahead of time, left out"),
         (fast.duplicate_spans, "spans given twice"),

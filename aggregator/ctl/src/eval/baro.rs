@@ -65,37 +65,12 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use sage_causal::observation::{EdgeKey, EdgeObservation};
-    use sage_common::{LATENCY_PERCENTILES, LatencyQuantiles, Micros, OperationId, Timestamp};
-
     use super::*;
+    use crate::replay::scenes;
 
     fn window(latencies: &[(&str, f32)]) -> Observation {
-        let edge = |(callee, us): &(&str, f32)| EdgeObservation {
-            key: EdgeKey {
-                caller: None,
-                callee: ServiceId::sanitized(callee),
-                operation: OperationId::sanitized("get"),
-            },
-            calls: 10.0,
-            errors: 0.0,
-            client: None,
-            server: Some(LatencyQuantiles([*us; LATENCY_PERCENTILES.len()])),
-            gap: None,
-            self_time: None,
-        };
-        Observation {
-            start: Timestamp::default(),
-            length: Micros::from_secs(60),
-            edges: latencies.iter().map(edge).collect(),
-            services: Vec::new(),
-            traces: Vec::new(),
-            skeletons: Vec::new(),
-            objectives: Vec::new(),
-            offered_per_s: 1.0,
-            completeness: 1.0,
-            trace_share: 1.0,
-        }
+        let edge = |(callee, us): &(&str, f32)| scenes::edge(None, callee, 10.0, f64::from(*us));
+        scenes::window(latencies.iter().map(edge).collect())
     }
 
     fn names(ranked: &Ranked) -> Vec<&str> {

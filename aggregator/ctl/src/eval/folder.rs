@@ -7,13 +7,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use sage_common::Micros;
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
 use thiserror::Error;
 
 use crate::replay::time::{self, InvalidTime, Period};
 
 /// Incidents of a folder at most.
 const INCIDENTS_MAX: usize = 100_000;
+
+/// Time around an incident that is not healthy for sure, where nobody says what is.
+const AROUND: Micros = Micros::from_secs(120);
 
 /// Why a folder cannot be used.
 #[derive(Debug, Error)]
@@ -74,29 +79,24 @@ pub struct Folder {
 
 #[derive(Deserialize)]
 struct IncidentLine {
-    id: String,
-    start: String,
-    end: String,
     #[serde(default)]
-    services: Vec<String>,
+    id: Value,
+    start: Value,
+    end: Value,
+    #[serde(default, alias = "service")]
+    services: Value,
     #[serde(default)]
     resource: Option<String>,
     #[serde(default)]
     fault_type: Option<String>,
     #[serde(default)]
-    target: Option<Target>,
-}
-
-#[derive(Deserialize)]
-struct Target {
-    #[serde(default)]
-    service: Option<String>,
+    target: Value,
 }
 
 #[derive(Deserialize)]
 struct NormalLine {
-    start: String,
-    end: String,
+    start: Value,
+    end: Value,
 }
 
 impl Folder {
@@ -111,41 +111,69 @@ impl Folder {
         if lines.len() > INCIDENTS_MAX {
             return Err(FolderError::Content { path: file, what: format!("more than {INCIDENTS_MAX} incidents") });
         }
-        let labelled = |line: IncidentLine| {
+        let labelled = |(at, line): (usize, IncidentLine)| {
             Ok(Labelled {
                 period: period(&line.start, &line.end, &file)?,
-                id: line.id,
-                alarmed: line.target.and_then(|target| target.service),
+                id: text(&line.id).unwrap_or_else(|| format!("incident {}", at + 1)),
+                alarmed: text(line.target.get("service").unwrap_or(&line.target)),
                 truth: Truth {
-                    services: line.services,
+                    services: match &line.services {
+                        Value::Array(all) => all.iter().filter_map(text).collect(),
+                        one => text(one).into_iter().collect(),
+                    },
                     resource: line.resource.unwrap_or_else(|| "unknown".to_owned()),
                     fault_type: line.fault_type.unwrap_or_else(|| "unknown".to_owned()),
                 },
             })
         };
-        let mut incidents = lines.into_iter().map(labelled).collect::<Result<Vec<_>, FolderError>>()?;
+        let mut incidents = lines.into_iter().enumerate().map(labelled).collect::<Result<Vec<_>, FolderError>>()?;
         incidents.sort_by(|a, b| (a.period.start, &a.id).cmp(&(b.period.start, &b.id)));
-        let file = path.join("normal.json");
-        let lines: Vec<NormalLine> = read(&file)?;
-        let normal = lines.iter().map(|line| period(&line.start, &line.end, &file)).collect::<Result<_, _>>()?;
+        let normal = normal(&path.join("normal.json"), &incidents)?;
         Ok(Self { path: path.to_owned(), incidents, normal })
     }
 
-    /// The first file of the folder whose name begins with `stem`, in order of names.
-    pub fn find(&self, stem: &str) -> Option<PathBuf> {
-        let entries = std::fs::read_dir(&self.path).ok()?;
+    /// The files of the folder whose names begin with `stem`, in order of names; of one that is there plain and packed, the
+    /// first.
+    pub fn find(&self, stem: &str) -> Vec<PathBuf> {
+        let Ok(entries) = std::fs::read_dir(&self.path) else { return Vec::new() };
         let mut found: Vec<PathBuf> = entries
             .filter_map(|entry| Some(entry.ok()?.path()))
             .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(stem)))
             .collect();
         found.sort();
-        found.into_iter().next()
+        let plain = |path: &PathBuf| match path.extension().is_some_and(|packed| packed == "zst" || packed == "gz") {
+            true => path.with_extension(""),
+            false => path.clone(),
+        };
+        found.dedup_by_key(|path| plain(path));
+        found
     }
 }
 
-fn period(start: &str, end: &str, file: &Path) -> Result<Period, FolderError> {
+/// What `file` says, else everything but the incidents and what surrounds them.
+fn normal(file: &Path, incidents: &[Labelled]) -> Result<Vec<Period>, FolderError> {
+    if file.exists() {
+        let lines: Vec<NormalLine> = read(file)?;
+        return lines.iter().map(|line| period(&line.start, &line.end, file)).collect();
+    }
+    let around =
+        |incident: &Labelled| Period { start: incident.period.start - AROUND, end: incident.period.end + AROUND };
+    Ok(time::outside(&incidents.iter().map(around).collect::<Vec<_>>()))
+}
+
+/// A text, or a number as text.
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+fn period(start: &Value, end: &Value, file: &Path) -> Result<Period, FolderError> {
     let failed = |error: InvalidTime| FolderError::Content { path: file.to_owned(), what: error.to_string() };
-    let period = Period { start: time::parse(start).map_err(failed)?, end: time::parse(end).map_err(failed)? };
+    let at = |value: &Value| time::parse(&text(value).unwrap_or_default()).map_err(failed);
+    let period = Period { start: at(start)?, end: at(end)? };
     if period.start >= period.end {
         return Err(FolderError::Content { path: file.to_owned(), what: format!("{start} to {end} is no period") });
     }

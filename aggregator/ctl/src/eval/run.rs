@@ -17,7 +17,7 @@ use crate::replay::{
     feed::Source,
     merge::{ReadError, Recording},
     streams::Streams,
-    study::{Answer, StudyError},
+    study::{Answer, CONFIDENT, StudyError},
     time,
 };
 
@@ -26,9 +26,6 @@ const RANKING_MAX: usize = 10;
 
 /// Services whose added time is told.
 const ADDED_MAX: usize = 3;
-
-/// P from which a verdict is confident.
-pub const CONFIDENT: f64 = 0.5;
 
 /// One answer as it is written: the form that scoring tools read, and why.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -143,7 +140,7 @@ fn prediction(id: &str, answer: &Answer, source: Source, streams: &Streams) -> P
         id: id.to_owned(),
         ranking,
         resource: answer.resource.map(|resource| format!("{resource:?}").to_lowercase()),
-        verdict: kind(verdict.kind).to_owned(),
+        verdict: if answer.is_by_failures { "culprit" } else { kind(verdict.kind) }.to_owned(),
         p: (answer.p * 1e4).round() / 1e4,
         why,
     }

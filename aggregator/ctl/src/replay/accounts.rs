@@ -225,50 +225,20 @@ fn mean(quantiles: &LatencyQuantiles) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use sage_causal::observation::EdgeKey;
-    use sage_common::{Micros, OperationId, Timestamp};
-
     use super::*;
-
-    fn id(name: &str) -> ServiceId {
-        ServiceId::sanitized(name)
-    }
+    use crate::replay::scenes::{self, id, shaped};
 
     fn link(caller: &str, callee: &str) -> Link {
         (id(caller), id(callee))
     }
 
-    /// Milliseconds up to the 98th percentile, and from the 99th on.
-    fn took((most, rare): (f64, f64)) -> LatencyQuantiles {
-        LatencyQuantiles(LATENCY_PERCENTILES.map(|p| if p < 99.0 { 1e3 * most } else { 1e3 * rare } as f32))
-    }
-
+    /// Calls with milliseconds up to the 98th percentile, and from the 99th on.
     fn window(calls: &[(&str, &str, f64, (f64, f64))]) -> Observation {
-        let edge = |(caller, callee, calls, ms): &(&str, &str, f64, (f64, f64))| EdgeObservation {
-            key: EdgeKey {
-                caller: (!caller.is_empty()).then(|| id(caller)),
-                callee: id(callee),
-                operation: OperationId::sanitized("(all)"),
-            },
-            calls: *calls,
-            errors: 0.0,
-            client: None,
-            server: Some(took(*ms)),
-            gap: None,
-            self_time: None,
+        let edge = |(caller, callee, calls, (most, rare)): &(&str, &str, f64, (f64, f64))| {
+            let caller = (!caller.is_empty()).then_some(*caller);
+            shaped(caller, callee, *calls, |p| 1e3 * if p < 99.0 { most } else { rare })
         };
-        Observation {
-            start: Timestamp::default(),
-            length: Micros::from_secs(300),
-            edges: calls.iter().map(edge).collect(),
-            services: Vec::new(),
-            traces: Vec::new(),
-            skeletons: Vec::new(),
-            objectives: Vec::new(),
-            offered_per_s: 1.0,
-            completeness: 1.0,
-            trace_share: 1.0,
-        }
+        scenes::window(calls.iter().map(edge).collect())
     }
 
     fn first(training: &[Observation], period: &[Observation]) -> (String, f64) {

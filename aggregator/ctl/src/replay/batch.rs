@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
-use sage_common::{Micros, Timestamp};
+use sage_common::{Micros, Span, Timestamp};
 use sage_node_agent::parse::recorded;
 
 use super::{
     feed::{Feed, Placed},
     input::Encoding,
     points::{self, Point, Resource},
+    rate::Rate,
 };
 
 /// Spans within a request that end this much from its middle one are of a broken clock: requests hold seconds.
@@ -173,6 +174,15 @@ impl Batch {
             apart.extend(before.and_then(|before| point.at.since(before)).filter(|length| *length > Micros::ZERO));
         }
     }
+}
+
+/// Counts the spans of a request; what is damaged is somebody else's to tell.
+pub fn count(bytes: &[u8], encoding: Encoding, rate: &mut Rate) {
+    let sink = |origin: &recorded::Origin<'_>, span: Span| rate.add(&span, origin.has_kind);
+    let _ = match encoding {
+        Encoding::Json => recorded::decode_json(bytes, sink),
+        Encoding::Protobuf | Encoding::ProtobufVarint => recorded::decode_protobuf(bytes, sink),
+    };
 }
 
 /// Leaves out what lies far from the middle one of `sorted`.

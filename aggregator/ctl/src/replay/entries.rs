@@ -133,3 +133,48 @@ impl Entries {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        pipeline::FleetConfig,
+        replay::scenes::{edge, window},
+    };
+
+    #[test]
+    fn a_call_that_lost_its_caller_makes_no_entry() {
+        let mut fleet = Fleet::new(FleetConfig::new(Micros::from_secs(5), Micros::ZERO));
+        let mut entries = Entries::new(Vec::new());
+        // At first nobody was seen to call the cart, because the beginning of its trace is not there.
+        entries.complete(
+            vec![window(vec![edge(None, "front", 10.0, 1_099.0), edge(None, "cart", 1.0, 1_099.0)])],
+            &mut fleet,
+        );
+        let edges = vec![edge(None, "front", 10.0, 1_099.0), edge(Some("front"), "cart", 20.0, 1_099.0)];
+        let finished = entries.complete(vec![window(edges)], &mut fleet);
+        let services: Vec<String> = entries.slos().iter().map(|slo| slo.service.to_string()).collect();
+        assert_eq!(services, ["front"; PERCENTILES.len()]);
+        assert_eq!(entries.seen().map(ServiceId::as_str).collect::<Vec<_>>(), ["front"]);
+        let of_front = finished[0].objectives.iter().filter(|own| own.slo == "front get p99");
+        assert_eq!(of_front.map(|own| (own.calls, own.latency_us)).collect::<Vec<_>>(), [(10.0, 1_099.0)]);
+    }
+
+    #[test]
+    fn objectives_that_are_given_stay_alone() {
+        let slo = Slo {
+            name: "shop".to_owned(),
+            service: ServiceId::sanitized("front"),
+            operation: None,
+            percentile: 99.0,
+            target: Micros::from_millis(50),
+        };
+        let mut fleet = Fleet::new(FleetConfig::new(Micros::from_secs(5), Micros::ZERO));
+        let mut entries = Entries::new(vec![slo.clone()]);
+        entries.complete(
+            vec![window(vec![edge(None, "front", 10.0, 1_099.0), edge(None, "other", 9.0, 1_099.0)])],
+            &mut fleet,
+        );
+        assert_eq!(entries.slos(), [slo]);
+    }
+}

@@ -5,7 +5,10 @@
 //!
 //! A feed tells latency by spans or by recorded percentiles, as it is made for: windows of either kind do not compare.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap},
+};
 
 use sage_causal::observation::Observation;
 use sage_common::{InstanceId, Metric, Micros, NodeId, ServiceId, Slo, Span, Timestamp};
@@ -14,9 +17,10 @@ use super::{
     callgraph::CallGraph,
     entries::Entries,
     kinds::Kinds,
-    latency::{Said, Whose},
+    latency::Whose,
     names::{Meaning, Merge, Names, Rule, is_counter},
     points::{Kind, Point, Resource},
+    spoken::Spoken,
     tell::{Measured, tell},
 };
 use crate::pipeline::{AHEAD_MAX, Fleet, FleetConfig, Place};
@@ -33,6 +37,9 @@ const SERIES_MAX: usize = 500_000;
 
 /// Names as written, for answers in the user's own words.
 const NAMES_MAX: usize = 65_536;
+
+/// Services, percentiles and buckets of open windows: 24 bytes each and their maps' slack. Further ones are left out.
+const HELD_MAX: usize = 1_000_000;
 
 /// The node of latencies that come without one.
 const METRICS_NODE: &str = "(recorded metrics)";
@@ -79,6 +86,7 @@ pub struct Feed {
     kinds: Kinds,
     graph: CallGraph,
     percentiles: u64,
+    held: usize,                                                  // of `measured`, counted from above
     measured: BTreeMap<Timestamp, BTreeMap<ServiceId, Measured>>, // by the window they speak of
 }
 
@@ -100,6 +108,7 @@ impl Feed {
             share: 1.0,
             graph: CallGraph::default(),
             percentiles: 0,
+            held: 0,
             measured: BTreeMap::new(),
         }
     }
@@ -196,18 +205,15 @@ impl Feed {
         for (whose, point) in points {
             match self.names.find(point) {
                 Some(Meaning::Usage(rule)) => {
-                    let Some((node, place)) = self.place(whose, &rule) else { continue };
+                    let Some((node, place)) = self.place(whose, point, &rule) else { continue };
                     let Some((value, since)) = self.value(whose, point, &rule) else { continue };
                     let key = (node, place, rule.metric, point.at);
                     merged.entry(key).or_insert_with(|| Merged::new(rule.merge, since)).add(value);
                 }
-                Some(Meaning::Latency(of, said)) => {
-                    let Some(service) = whose.service.as_deref().filter(|service| !service.is_empty()) else {
-                        continue;
-                    };
+                Some(Meaning::Latency(spoken)) => {
                     self.percentiles += 1;
                     if self.source == Source::Metrics {
-                        self.measure(service, point.at, of, said);
+                        self.measure(whose, point, spoken);
                     }
                 }
                 None => {}
@@ -253,19 +259,37 @@ impl Feed {
         self.percentiles
     }
 
-    fn measure(&mut self, service: &str, at: Timestamp, of: Whose, said: Said) {
-        self.note_name(service);
+    fn measure(&mut self, whose: &Resource, point: &Point, spoken: Spoken) {
+        let Spoken { service, whose: of, mut said, is_failed } = spoken;
+        let Some(service) = service.or_else(|| labelled(whose, point)?.service.clone()) else { return };
+        if said.is_count() && is_counter(point) {
+            let Some(since) = self.counted(whose, point) else { return };
+            said = said.scaled(if point.value > 0.0 { since / point.value } else { 0.0 });
+        }
+        self.note_name(&service);
         if let Whose::Made(peer) = &of {
             self.note_name(peer);
-            self.graph.add(service, peer);
+            self.graph.add(&service, peer);
         }
+        if self.held >= HELD_MAX {
+            return;
+        }
+        self.held += 1;
         // A sample tells of the time before it: one at a window's very end belongs to that window.
-        let start = (at - Micros::new(self.window.get() / 2)).aligned(self.window);
-        let measured = self.measured.entry(start).or_default().entry(ServiceId::sanitized(service)).or_default();
-        match of {
-            Whose::Served => measured.served.add(said),
-            Whose::Made(peer) => measured.made.entry(ServiceId::sanitized(&peer)).or_default().add(said),
-        }
+        let start = (point.at - Micros::new(self.window.get() / 2)).aligned(self.window);
+        let measured = self.measured.entry(start).or_default().entry(ServiceId::sanitized(&service)).or_default();
+        let summary = match of {
+            Whose::Served => &mut measured.served,
+            Whose::Made(peer) => measured.made.entry(ServiceId::sanitized(&peer)).or_default(),
+        };
+        summary.add(point.set(whose), said, is_failed);
+    }
+
+    /// How much a counter has risen since its point before; `None` where that is not known.
+    fn counted(&mut self, whose: &Resource, point: &Point) -> Option<f64> {
+        let before = self.remember(whose, point)?;
+        let is_near = point.at.since(before.at).is_some_and(|apart| apart <= HOLD_MAX);
+        (is_near && point.value >= before.value).then_some(point.value - before.value)
     }
 
     /// Tells the windows that have ended at `now`, on a node of their own: percentiles know no machine.
@@ -274,13 +298,15 @@ impl Feed {
         let is_due = |start: &Timestamp| *start + window <= now;
         while self.measured.len() > AHEAD_MAX || self.measured.keys().next().is_some_and(is_due) {
             let Some((start, services)) = self.measured.pop_first() else { return };
+            self.held = self.measured.values().flat_map(BTreeMap::values).map(Measured::size).sum();
             let Some(node) = self.node(METRICS_NODE, None) else { return };
             let told = tell(&services, &self.graph, self.window.as_secs_f64());
             self.fleet.latency(node, start, told.series, told.skeletons);
         }
     }
 
-    fn place(&mut self, whose: &Resource, rule: &Rule) -> Option<(usize, Place)> {
+    fn place(&mut self, whose: &Resource, point: &Point, rule: &Rule) -> Option<(usize, Place)> {
+        let whose = &*labelled(whose, point)?;
         let service = whose.service.as_deref().unwrap_or_default();
         if rule.is_of_node || service.is_empty() {
             return Some((self.node(service, whose.host.as_deref())?, Place::Node));
@@ -291,15 +317,22 @@ impl Feed {
         Some((node, Place::Instance(ServiceId::sanitized(service), instance)))
     }
 
-    /// The value in our unit, and since when it holds.
-    fn value(&mut self, whose: &Resource, point: &Point, rule: &Rule) -> Option<(f64, Option<Timestamp>)> {
+    /// The point before of the same series, and remembers this one; the same again if this one is no newer.
+    fn remember(&mut self, whose: &Resource, point: &Point) -> Option<Last> {
         let key = point.series(whose);
         let before = self.series.get(&key).copied();
+        let is_newer = before.is_none_or(|last| last.at < point.at);
+        if is_newer && (before.is_some() || self.series.len() < SERIES_MAX) {
+            self.series.insert(key, Last { at: point.at, value: point.value });
+        }
+        before
+    }
+
+    /// The value in our unit, and since when it holds.
+    fn value(&mut self, whose: &Resource, point: &Point, rule: &Rule) -> Option<(f64, Option<Timestamp>)> {
+        let before = self.remember(whose, point);
         if before.is_some_and(|last| last.at >= point.at) {
             return None; // given twice, or out of order by more than a request
-        }
-        if before.is_some() || self.series.len() < SERIES_MAX {
-            self.series.insert(key, Last { at: point.at, value: point.value });
         }
         let since = before.map(|last| last.at).filter(|at| point.at.since(*at).unwrap_or_default() <= HOLD_MAX);
         let seconds = |from: Timestamp| point.at.since(from).unwrap_or_default().as_secs_f64();
@@ -332,6 +365,28 @@ impl Feed {
             self.fleet.metric(node, place, metric, Timestamp::from_micros(time), sample.value());
         }
     }
+}
+
+/// Whose `point` is. What a scraper measures of others says so itself, and so does what comes without a service; `None`
+/// for the sums that cAdvisor makes over groups of containers.
+fn labelled<'a>(whose: &'a Resource, point: &Point) -> Option<Cow<'a, Resource>> {
+    let is_scraped = point.name.starts_with("container_");
+    let is_machine = point.name.starts_with("node_") && whose.host.is_none();
+    if whose.service.is_some() && !is_scraped && !is_machine {
+        return Some(Cow::Borrowed(whose));
+    }
+    let own = Resource::of(&point.attributes);
+    if is_scraped && own.service.is_none() && point.attribute("id").is_some() {
+        return None;
+    }
+    // What node_exporter is scraped from: ADDRESS:PORT.
+    let scraped = || point.attribute("instance").or(whose.instance.as_deref()).filter(|_| is_machine);
+    let address = || scraped().map(|text| text.rsplit_once(':').map_or(text, |(address, _)| address).to_owned());
+    Some(Cow::Owned(Resource {
+        service: own.service.filter(|_| !is_machine).or_else(|| whose.service.clone()),
+        instance: own.instance.or_else(|| whose.instance.clone()),
+        host: own.host.or_else(|| whose.host.clone()).or_else(address),
+    }))
 }
 
 /// Points that become one sample.

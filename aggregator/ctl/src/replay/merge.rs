@@ -13,9 +13,10 @@ use sage_common::{Micros, Timestamp};
 
 pub use super::batch::ReadCounters;
 use super::{
-    batch::{Batch, Room},
+    batch::{self, Batch, Room},
     feed::LEAD,
     input::{Input, InputError, Place, REQUEST_BYTES_MAX, Request},
+    rate::Rate,
     streams::{Finished, Streams},
 };
 
@@ -148,6 +149,14 @@ impl Recording {
         Ok(apart.get(apart.len() / 2).copied())
     }
 
+    /// How often entries are called, by the first requests of the first file in which traces begin. They are read again
+    /// later.
+    pub fn rate(&self) -> Rate {
+        let traces = self.sources.iter().filter(|source| source.content == Content::Traces);
+        let mut rates = traces.map(|source| rate(source.input.path()));
+        rates.find(Rate::has_roots).unwrap_or_default()
+    }
+
     /// Feeds what comes next in time to `streams` and gives what that finishes; `None` at the end.
     ///
     /// # Errors
@@ -237,6 +246,21 @@ pub enum ReadError {
         /// What is wrong.
         fault: String,
     },
+}
+
+fn rate(path: &Path) -> Rate {
+    let mut rate = Rate::default();
+    let Ok(mut input) = Input::open(path) else { return rate };
+    let encoding = input.encoding();
+    while let Ok(Some(request)) = input.next_request() {
+        if let Request::Whole(bytes) = request {
+            batch::count(bytes, encoding, &mut rate);
+        }
+        if rate.is_enough() {
+            break;
+        }
+    }
+    rate
 }
 
 /// The next request that holds anything. Without `streams` spans go nowhere, so only metrics are read.

@@ -1,18 +1,21 @@
 //! What a recorded name stands for: OpenTelemetry's semantic conventions, node_exporter's and cAdvisor's names, and a
 //! user's own table before them. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use sage_common::Metric;
 use thiserror::Error;
 
 use super::{
-    latency::{self, Said, Whose},
     points::{Kind, Point},
+    spoken::{Row as Latency, Spoken},
 };
 
 /// Unknown names remembered: more are counted under the last.
 const UNKNOWN_MAX: usize = 1_000;
+
+/// Names whose reading is remembered; of more, each point is read anew.
+const READ_MAX: usize = 10_000;
 
 /// How the points of one metric at one place and time become one value.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -46,14 +49,14 @@ pub enum Meaning {
     /// One of our metrics.
     Usage(Rule),
     /// How long requests took, how many there were, how many succeeded.
-    Latency(Whose, Said),
+    Latency(Spoken),
 }
 
 /// A row of a user's table.
 #[derive(Clone, Debug, PartialEq)]
 enum Row {
     Usage(Rule),
-    Latency { name: String, factor: f64 },
+    Latency { row: Latency, factor: f64 },
 }
 
 /// Why a user's table cannot be used.
@@ -70,6 +73,7 @@ pub struct MapError {
 #[derive(Debug, Default)]
 pub struct Names {
     own: BTreeMap<String, Row>,
+    read: HashMap<String, Option<Latency>>,
     unknown: BTreeMap<String, u64>,
 }
 
@@ -96,27 +100,25 @@ impl Names {
             };
             let row = match Metric::ALL.into_iter().find(|known| known.name() == metric) {
                 Some(known) => Row::Usage(Rule { factor, ..rule(known) }),
-                None if latency::of_name(metric, 0.0, "s").is_some() => {
-                    Row::Latency { name: metric.to_owned(), factor }
-                }
-                None => return Err(failed(format!("no metric is called {metric:?}"))),
+                None => match Latency::of(metric) {
+                    Some(row) => Row::Latency { row: row.in_seconds(), factor },
+                    None => return Err(failed(format!("no metric is called {metric:?}"))),
+                },
             };
             own.insert(name.to_owned(), row);
         }
-        Ok(Self { own, unknown: BTreeMap::new() })
+        Ok(Self { own, ..Self::default() })
     }
 
     /// What `point` is about; one that is in no table is counted.
     pub fn find(&mut self, point: &Point) -> Option<Meaning> {
         let of_row = |row: &Row| match row {
             Row::Usage(rule) => Some(Meaning::Usage(rule.clone())),
-            Row::Latency { name, factor } => {
-                Some(Meaning::Latency(Whose::Served, latency::of_name(name, factor * point.value, "s")?))
-            }
+            Row::Latency { row, factor } => row.said(point, factor * point.value).map(Meaning::Latency),
         };
         let found = match self.own.get(&point.name) {
             Some(row) => of_row(row),
-            None => known(point),
+            None => self.latency(point).map(Meaning::Latency).or_else(|| usage(point)),
         };
         if found.is_none() {
             let is_room = self.unknown.len() < UNKNOWN_MAX || self.unknown.contains_key(&point.name);
@@ -129,15 +131,31 @@ impl Names {
         found
     }
 
+    fn latency(&mut self, point: &Point) -> Option<Spoken> {
+        let row = match self.read.get(&point.name) {
+            Some(row) => *row,
+            None => {
+                let row = Latency::of(&point.name);
+                if self.read.len() < READ_MAX {
+                    self.read.insert(point.name.clone(), row);
+                }
+                row
+            }
+        };
+        row?.said(point, point.value)
+    }
+
     /// Names in no table, with their points.
     pub fn unknown(&self) -> &BTreeMap<String, u64> {
         &self.unknown
     }
 }
 
-/// Whether a name is of a counter, whatever its points claim to be.
+/// Whether a name is of a counter, whatever its points claim to be: Prometheus says it by the name alone.
 pub fn is_counter(point: &Point) -> bool {
-    point.kind == Kind::Cumulative || (point.kind == Kind::Gauge && point.name.ends_with("_total"))
+    let endings = ["_total", "_bucket", "_count", "_sum"];
+    let is_named = || endings.iter().any(|ending| point.name.ends_with(ending));
+    point.kind == Kind::Cumulative || (point.kind == Kind::Gauge && is_named())
 }
 
 fn rule(metric: Metric) -> Rule {
@@ -149,61 +167,147 @@ fn attribute<'a>(point: &'a Point, keys: &[&str]) -> &'a str {
     found.map_or("", |(_, value)| value.as_str())
 }
 
-fn known(point: &Point) -> Option<Meaning> {
-    if let Some((whose, said)) = latency::said(point) {
-        return Some(Meaning::Latency(whose, said));
-    }
+fn usage(point: &Point) -> Option<Meaning> {
     let rule = of_instance(point).or_else(|| of_node(point))?;
     let factor = if point.unit == "%" { rule.factor / 100.0 } else { rule.factor };
     Some(Meaning::Usage(Rule { factor, ..rule }))
 }
 
 fn of_instance(point: &Point) -> Option<Rule> {
-    let metric = match point.name.as_str() {
+    of_processor(point).or_else(|| of_memory(point)).or_else(|| of_disk(point)).or_else(|| of_process(point))
+}
+
+fn of_processor(point: &Point) -> Option<Rule> {
+    Some(match point.name.as_str() {
         "container.cpu.usage"
         | "container.cpu.time"
+        | "container.cpu.utilization"
         | "process.cpu.time"
         | "k8s.pod.cpu.usage"
         | "k8s.pod.cpu.time"
+        | "k8s.pod.cpu.utilization"
         | "k8s.container.cpu.usage"
+        | "k8s.container.cpu.time"
+        | "jvm.cpu.time"
         | "container_cpu_usage_seconds_total"
-        | "process_cpu_seconds_total" => Metric::CpuUsed,
+        | "process_cpu_seconds_total"
+        | "cpu"
+        | "cpu_usage" => rule(Metric::CpuUsed),
+        "container.cpu.usage.total" => scaled(1e-9, Metric::CpuUsed),
+        "container.cpu.percent" => scaled(0.01, Metric::CpuUsed),
         "k8s.container.cpu.limit.utilization"
         | "k8s.container.cpu_limit_utilization"
         | "k8s.pod.cpu.limit.utilization"
-        | "k8s.pod.cpu_limit_utilization" => Metric::CpuLimitShare,
+        | "k8s.pod.cpu_limit_utilization"
+        | "jvm.cpu.recent_utilization"
+        | "process.runtime.jvm.cpu.utilization"
+        | "process_cpu_usage" => max(Metric::CpuLimitShare),
         // The kernel's period is a tenth of a second unless somebody changed it.
         "container_cpu_cfs_throttled_periods_total" | "container.cpu.throttling_data.throttled_periods" => {
-            return Some(Rule { factor: 0.1, merge: Merge::Max, ..rule(Metric::CpuThrottled) });
+            Rule { factor: 0.1, ..max(Metric::CpuThrottled) }
         }
-        "container_pressure_cpu_waiting_seconds_total" => Metric::CpuPressure,
+        "container_cpu_cfs_throttled_seconds_total" => max(Metric::CpuThrottled),
+        "container.cpu.throttling_data.throttled_time" => Rule { factor: 1e-9, ..max(Metric::CpuThrottled) },
+        "container_pressure_cpu_waiting_seconds_total" => rule(Metric::CpuPressure),
+        _ => return None,
+    })
+}
+
+fn of_memory(point: &Point) -> Option<Rule> {
+    let is_major = || {
+        let kinds = ["failure_type", "type", "process.paging.fault_type", "system.paging.fault.type"];
+        matches!(attribute(point, &kinds), "pgmajfault" | "major")
+    };
+    Some(match point.name.as_str() {
         "container.memory.usage"
+        | "container.memory.usage.total"
         | "container.memory.working_set"
+        | "container.memory.rss"
         | "k8s.pod.memory.working_set"
         | "k8s.pod.memory.usage"
+        | "k8s.container.memory.working_set"
         | "process.memory.usage"
+        | "process.memory.physical_usage"
         | "container_memory_working_set_bytes"
-        | "process_resident_memory_bytes" => return Some(Rule { merge: Merge::Max, ..rule(Metric::MemoryUsed) }),
+        | "container_memory_usage_bytes"
+        | "container_memory_rss"
+        | "process_resident_memory_bytes"
+        | "mem"
+        | "memory"
+        | "memory_usage" => max(Metric::MemoryUsed),
+        // Pools of one heap.
+        "jvm.memory.used" | "process.runtime.jvm.memory.usage" | "jvm_memory_used_bytes" => rule(Metric::MemoryUsed),
+        "container.memory.percent" => scaled(0.01, Metric::MemoryLimitShare),
         "k8s.container.memory.limit.utilization"
         | "k8s.container.memory_limit_utilization"
         | "k8s.pod.memory.limit.utilization"
-        | "k8s.pod.memory_limit_utilization" => Metric::MemoryLimitShare,
-        "k8s.pod.memory.major_page_faults" | "container.memory.major_page_faults" => Metric::MajorFaults,
-        "container_memory_failures_total" if attribute(point, &["failure_type"]) == "pgmajfault" => Metric::MajorFaults,
-        "container_pressure_memory_waiting_seconds_total" => Metric::MemoryPressure,
+        | "k8s.pod.memory_limit_utilization" => rule(Metric::MemoryLimitShare),
+        "k8s.pod.memory.major_page_faults" | "container.memory.major_page_faults" | "container.memory.pgmajfault" => {
+            rule(Metric::MajorFaults)
+        }
+        "container_memory_failures_total" | "process.paging.faults" if is_major() => rule(Metric::MajorFaults),
+        "container_pressure_memory_waiting_seconds_total" => rule(Metric::MemoryPressure),
+        _ => return None,
+    })
+}
+
+fn of_disk(point: &Point) -> Option<Rule> {
+    Some(match point.name.as_str() {
         "container.disk.io"
         | "process.disk.io"
+        | "container.blockio.io_service_bytes_recursive"
         | "container_fs_reads_bytes_total"
-        | "container_fs_writes_bytes_total" => Metric::DiskBytes,
-        "container.disk.operations" | "container_fs_reads_total" | "container_fs_writes_total" => {
-            Metric::DiskOperations
-        }
-        "container_pressure_io_waiting_seconds_total" => Metric::IoPressure,
-        "process.thread.count" | "container_threads" | "process_threads" => Metric::Threads,
-        "process.open_file_descriptor.count" | "process_open_fds" | "container_file_descriptors" => Metric::OpenFiles,
+        | "container_fs_writes_bytes_total"
+        | "container_blkio_device_usage_total"
+        | "diskio"
+        | "disk_io" => rule(Metric::DiskBytes),
+        "container.disk.operations"
+        | "container.blockio.io_serviced_recursive"
+        | "container_fs_reads_total"
+        | "container_fs_writes_total" => rule(Metric::DiskOperations),
+        "container_pressure_io_waiting_seconds_total" => rule(Metric::IoPressure),
         _ => return None,
-    };
-    Some(rule(metric))
+    })
+}
+
+/// Connections, threads, files.
+fn of_process(point: &Point) -> Option<Rule> {
+    let is_established = || attribute(point, &["tcp_state"]) == "established";
+    Some(match point.name.as_str() {
+        // Packets that an interface lost are sent again.
+        "k8s.pod.network.errors"
+        | "container.network.io.usage.rx_dropped"
+        | "container.network.io.usage.tx_dropped"
+        | "container_network_receive_packets_dropped_total"
+        | "container_network_transmit_packets_dropped_total"
+        | "container_network_receive_errors_total"
+        | "container_network_transmit_errors_total" => rule(Metric::Retransmits),
+        "container_network_tcp_usage_total" | "container_network_tcp6_usage_total" if is_established() => {
+            rule(Metric::Connections)
+        }
+        "socket" | "sockets" | "container_sockets" => rule(Metric::Connections),
+        "process.thread.count"
+        | "process.threads"
+        | "jvm.thread.count"
+        | "jvm_threads_live_threads"
+        | "container.pids.count"
+        | "container_threads"
+        | "process_threads" => max(Metric::Threads),
+        "process.open_file_descriptor.count"
+        | "process.open_file_descriptors"
+        | "process_open_fds"
+        | "container_file_descriptors" => rule(Metric::OpenFiles),
+        _ => return None,
+    })
+}
+
+/// The largest of a place's points.
+fn max(metric: Metric) -> Rule {
+    Rule { merge: Merge::Max, ..rule(metric) }
+}
+
+fn scaled(factor: f64, metric: Metric) -> Rule {
+    Rule { factor, ..rule(metric) }
 }
 
 fn of_node(point: &Point) -> Option<Rule> {
@@ -227,7 +331,10 @@ fn of_node(point: &Point) -> Option<Rule> {
         "node_network_receive_bytes_total" => sum(Metric::NodeNetworkReceived),
         "node_network_transmit_bytes_total" => sum(Metric::NodeNetworkSent),
         "system.network.dropped"
+        | "system.network.errors"
         | "system.network.packet.dropped"
+        | "node_network_receive_errs_total"
+        | "node_network_transmit_errs_total"
         | "node_network_receive_drop_total"
         | "node_network_transmit_drop_total" => sum(Metric::NodeNetworkDrops),
         "node_netstat_Tcp_RetransSegs" => sum(Metric::Retransmits),
@@ -243,6 +350,7 @@ mod tests {
     use sage_common::Timestamp;
 
     use super::*;
+    use crate::replay::latency::{Said, Whose};
 
     fn point(name: &str, attributes: &[(&str, &str)]) -> Point {
         Point {
@@ -258,7 +366,7 @@ mod tests {
     fn rule_of(names: &mut Names, point: &Point) -> Option<Rule> {
         match names.find(point)? {
             Meaning::Usage(rule) => Some(rule),
-            Meaning::Latency(..) => None,
+            Meaning::Latency(_) => None,
         }
     }
 
@@ -303,8 +411,9 @@ mod tests {
     fn a_users_table_names_latencies_too() {
         let mut names = Names::with_map("shop.millis latency_p95 0.001\nshop.hits requests").expect("valid");
         let said = |names: &mut Names, name, value| names.find(&Point { value, ..point(name, &[]) });
-        let p95 = Meaning::Latency(Whose::Served, Said::Percentile(95.0, 250_000.0));
-        assert_eq!(said(&mut names, "shop.millis", 250.0), Some(p95));
-        assert_eq!(said(&mut names, "shop.hits", 7.0), Some(Meaning::Latency(Whose::Served, Said::Requests(7.0))));
+        let served =
+            |said| Some(Meaning::Latency(Spoken { service: None, whose: Whose::Served, said, is_failed: false }));
+        assert_eq!(said(&mut names, "shop.millis", 250.0), served(Said::Percentile(95.0, 250_000.0)));
+        assert_eq!(said(&mut names, "shop.hits", 7.0), served(Said::Requests(7.0)));
     }
 }

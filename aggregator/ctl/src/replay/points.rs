@@ -1,20 +1,23 @@
 //! Data points of `ExportMetricsServiceRequest`, in JSON or protobuf, as plain numbers with names.
 //!
-//! Gauges and sums are read. Histograms, summaries, and values that are no numbers are left out and counted.
+//! Gauges and sums are read. Histograms and summaries of latency become [their counters](super::histograms); others are
+//! one point each. Values that are no numbers are left out and counted.
 
 use std::borrow::Cow;
 
 use opentelemetry_proto::tonic::{
     collector::metrics::v1::ExportMetricsServiceRequest,
     common::v1::{KeyValue, any_value},
-    metrics::v1::{NumberDataPoint, metric::Data, number_data_point},
+    metrics::v1::{Metric, NumberDataPoint, metric::Data, number_data_point},
 };
 use prost::Message;
 use sage_common::Timestamp;
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
 use serde_json::Value;
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_64;
+
+use super::{histograms::Histogram, whose};
 
 /// Longest text of a name or an attribute that is looked at.
 const TEXT_MAX: usize = 300;
@@ -48,12 +51,23 @@ pub enum Kind {
 /// Whose data points follow.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub struct Resource {
-    /// `service.name` as written.
+    /// `service.name` as written, else what its platform calls it.
     pub service: Option<String>,
     /// `service.instance.id`, else the container or pod.
     pub instance: Option<String>,
     /// `host.name`, else the node's name.
     pub host: Option<String>,
+}
+
+impl Resource {
+    /// By the attributes of a resource.
+    pub fn of(attributes: &[(String, String)]) -> Self {
+        Self {
+            service: whose::service(attributes),
+            instance: whose::instance(attributes),
+            host: whose::host(attributes),
+        }
+    }
 }
 
 /// One number.
@@ -74,13 +88,28 @@ pub struct Point {
 }
 
 impl Point {
+    /// What it says under `key`; `None` where that is nothing.
+    pub fn attribute(&self, key: &str) -> Option<&str> {
+        let found = self.attributes.iter().find(|(own, value)| own == key && !value.is_empty());
+        found.map(|(_, value)| value.as_str())
+    }
+
     /// Names the series it is of, with `whose`.
     pub fn series(&self, whose: &Resource) -> u64 {
+        self.named(whose, |_| true)
+    }
+
+    /// Names the set of series that it is a part of: without what tells the parts of a histogram apart.
+    pub fn set(&self, whose: &Resource) -> u64 {
+        self.named(whose, |key| !matches!(key, "le" | "quantile"))
+    }
+
+    fn named(&self, whose: &Resource, counts: impl Fn(&str) -> bool) -> u64 {
         let parts = [&whose.service, &whose.instance, &whose.host].map(|part| part.as_deref().unwrap_or_default());
         let mut text = parts.join("\u{1}");
         text.push('\u{1}');
         text += &self.name;
-        for (key, value) in &self.attributes {
+        for (key, value) in self.attributes.iter().filter(|(key, _)| counts(key)) {
             text += "\u{1}";
             text += key;
             text += "\u{2}";
@@ -98,23 +127,28 @@ impl Point {
 pub fn decode_json(request: &[u8], mut sink: impl FnMut(&Resource, Point)) -> Result<u64, PointsError> {
     let mut unreadable = 0;
     let request: JsonRequest<'_> = serde_json::from_slice(request)?;
-    for resource in request.resource_metrics {
-        let mut whose = Resource::default();
-        for attribute in &resource.resource.attributes {
-            whose.set(&attribute.key, &attribute.text());
-        }
-        for metric in resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics) {
-            unreadable += metric.others();
+    for resource in request.resource_metrics.into_iter().flatten() {
+        let attributes = resource.resource.unwrap_or_default().attributes;
+        let whose = Resource::of(&texts(attributes.as_deref()));
+        let scopes = resource.scope_metrics.into_iter().flatten();
+        for metric in scopes.flat_map(|scope| scope.metrics.into_iter().flatten()) {
+            let (name, unit) = (cut(&metric.name), cut(&metric.unit));
+            let empty =
+                Point { name, unit, attributes: Vec::new(), at: Timestamp::default(), value: 0.0, kind: Kind::Gauge };
             for (point, kind) in metric.points() {
                 let (Some(value), Some(at)) = (point.value(), point.at()) else {
                     unreadable += 1;
                     continue;
                 };
-                let mut attributes: Vec<(String, String)> =
-                    point.attributes.iter().map(|pair| (cut(&pair.key), pair.text())).collect();
-                attributes.sort();
-                let (name, unit) = (cut(&metric.name), cut(&metric.unit));
-                sink(&whose, Point { name, unit, attributes, at, value, kind });
+                sink(&whose, Point { attributes: point.texts(), at, value, kind, ..empty.clone() });
+            }
+            for (point, kind) in metric.histograms() {
+                let (Some(histogram), Some(at)) = (point.histogram(), point.at()) else {
+                    unreadable += 1;
+                    continue;
+                };
+                let whole = Point { attributes: point.texts(), at, kind, ..empty.clone() };
+                histogram.tell(&whole, |point| sink(&whose, point));
             }
         }
     }
@@ -130,61 +164,75 @@ pub fn decode_protobuf(request: &[u8], mut sink: impl FnMut(&Resource, Point)) -
     let mut unreadable = 0;
     let request = ExportMetricsServiceRequest::decode(request)?;
     for resource in request.resource_metrics {
-        let mut whose = Resource::default();
-        for pair in resource.resource.iter().flat_map(|resource| &resource.attributes) {
-            whose.set(&pair.key, &text_of(pair));
-        }
+        let attributes: Vec<KeyValue> = resource.resource.map(|resource| resource.attributes).unwrap_or_default();
+        let whose = Resource::of(&texts_of(&attributes));
         for metric in resource.scope_metrics.into_iter().flat_map(|scope| scope.metrics) {
-            let (points, kind) = match metric.data {
-                Some(Data::Gauge(gauge)) => (gauge.data_points, Kind::Gauge),
-                Some(Data::Sum(sum)) => (sum.data_points, kind_of(sum.aggregation_temporality, sum.is_monotonic)),
-                other => {
-                    unreadable += others(other.as_ref());
-                    continue;
-                }
-            };
-            for point in points {
-                let Some(value) = number(&point).filter(|_| point.time_unix_nano > 0) else {
-                    unreadable += 1;
-                    continue;
-                };
-                let mut attributes: Vec<(String, String)> =
-                    point.attributes.iter().map(|pair| (cut(&pair.key), text_of(pair))).collect();
-                attributes.sort();
-                let (name, unit) = (cut(&metric.name), cut(&metric.unit));
-                let at = Timestamp::from_micros(point.time_unix_nano / 1_000);
-                sink(&whose, Point { name, unit, attributes, at, value, kind });
-            }
+            unreadable += of_metric(metric, &mut |point| sink(&whose, point));
         }
     }
     Ok(unreadable)
 }
 
-/// Data points of the kinds that are not read.
-fn others(data: Option<&Data>) -> u64 {
-    let count = match data {
-        Some(Data::Histogram(data)) => data.data_points.len(),
-        Some(Data::ExponentialHistogram(data)) => data.data_points.len(),
-        Some(Data::Summary(data)) => data.data_points.len(),
-        _ => 0,
+/// Hands over the points of one metric, and says how many could not be read.
+fn of_metric(metric: Metric, sink: &mut dyn FnMut(Point)) -> u64 {
+    let (name, unit) = (cut(&metric.name), cut(&metric.unit));
+    let point = |attributes: &[KeyValue], nanos: u64, kind| Point {
+        name: name.clone(),
+        unit: unit.clone(),
+        attributes: texts_of(attributes),
+        at: Timestamp::from_micros(nanos / 1_000),
+        value: 0.0,
+        kind,
     };
-    count as u64
+    let is_timed = |point: &Point| point.at > Timestamp::default();
+    let mut unreadable = 0;
+    let mut tell = |whole: Point, histogram: Option<Histogram>| match histogram.filter(|_| is_timed(&whole)) {
+        Some(histogram) => histogram.tell(&whole, &mut *sink),
+        None => unreadable += 1,
+    };
+    match metric.data {
+        Some(Data::Histogram(data)) => {
+            let kind = kind_of(data.aggregation_temporality, true);
+            for own in data.data_points {
+                tell(point(&own.attributes, own.time_unix_nano, kind), Histogram::of_explicit(&own));
+            }
+        }
+        Some(Data::ExponentialHistogram(data)) => {
+            let kind = kind_of(data.aggregation_temporality, true);
+            for own in data.data_points {
+                tell(point(&own.attributes, own.time_unix_nano, kind), Histogram::of_exponential(&own));
+            }
+        }
+        Some(Data::Summary(data)) => {
+            for own in data.data_points {
+                tell(point(&own.attributes, own.time_unix_nano, Kind::Cumulative), Some(Histogram::of_summary(&own)));
+            }
+        }
+        Some(Data::Gauge(data)) => unreadable += numbers(&data.data_points, Kind::Gauge, &point, sink),
+        Some(Data::Sum(data)) => {
+            let kind = kind_of(data.aggregation_temporality, data.is_monotonic);
+            unreadable += numbers(&data.data_points, kind, &point, sink);
+        }
+        None => {}
+    }
+    unreadable
 }
 
-impl Resource {
-    fn set(&mut self, key: &str, text: &str) {
-        let slot = match key {
-            "service.name" => &mut self.service,
-            "service.instance.id" => &mut self.instance,
-            "container.id" | "k8s.pod.name" if self.instance.is_none() => &mut self.instance,
-            "host.name" => &mut self.host,
-            "k8s.node.name" if self.host.is_none() => &mut self.host,
-            _ => return,
-        };
-        if !text.is_empty() {
-            *slot = Some(cut(text));
+/// Hands over points that are numbers, and says how many are none.
+fn numbers(
+    all: &[NumberDataPoint],
+    kind: Kind,
+    empty: &dyn Fn(&[KeyValue], u64, Kind) -> Point,
+    sink: &mut dyn FnMut(Point),
+) -> u64 {
+    let mut unreadable = 0;
+    for own in all {
+        match number(own).filter(|_| own.time_unix_nano > 0) {
+            Some(value) => sink(Point { value, ..empty(&own.attributes, own.time_unix_nano, kind) }),
+            None => unreadable += 1,
         }
     }
+    unreadable
 }
 
 fn kind_of(temporality: i32, is_monotonic: bool) -> Kind {
@@ -196,7 +244,21 @@ fn kind_of(temporality: i32, is_monotonic: bool) -> Kind {
 }
 
 fn cut(text: &str) -> String {
-    text.chars().take(TEXT_MAX).collect()
+    if text.len() <= TEXT_MAX { text.to_owned() } else { text.chars().take(TEXT_MAX).collect() }
+}
+
+/// Attributes as text, sorted.
+fn texts_of(pairs: &[KeyValue]) -> Vec<(String, String)> {
+    let mut texts: Vec<(String, String)> = pairs.iter().map(|pair| (cut(&pair.key), text_of(pair))).collect();
+    texts.sort();
+    texts
+}
+
+fn texts(pairs: Option<&[JsonPair<'_>]>) -> Vec<(String, String)> {
+    let pairs = pairs.into_iter().flatten();
+    let mut texts: Vec<(String, String)> = pairs.map(|pair| (cut(&pair.key), pair.text())).collect();
+    texts.sort();
+    texts
 }
 
 fn text_of(pair: &KeyValue) -> String {
@@ -220,28 +282,28 @@ fn number(point: &NumberDataPoint) -> Option<f64> {
 #[serde(rename_all = "camelCase")]
 struct JsonRequest<'a> {
     #[serde(borrow, default, alias = "resource_metrics")]
-    resource_metrics: Vec<JsonResourceMetrics<'a>>,
+    resource_metrics: Option<Vec<JsonResourceMetrics<'a>>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct JsonResourceMetrics<'a> {
     #[serde(borrow, default)]
-    resource: JsonResource<'a>,
-    #[serde(borrow, default, alias = "scope_metrics")]
-    scope_metrics: Vec<JsonScopeMetrics<'a>>,
+    resource: Option<JsonResource<'a>>,
+    #[serde(borrow, default, alias = "scope_metrics", alias = "instrumentationLibraryMetrics")]
+    scope_metrics: Option<Vec<JsonScopeMetrics<'a>>>,
 }
 
 #[derive(Default, Deserialize)]
 struct JsonResource<'a> {
     #[serde(borrow, default)]
-    attributes: Vec<JsonPair<'a>>,
+    attributes: Option<Vec<JsonPair<'a>>>,
 }
 
 #[derive(Deserialize)]
 struct JsonScopeMetrics<'a> {
     #[serde(borrow, default)]
-    metrics: Vec<JsonMetric<'a>>,
+    metrics: Option<Vec<JsonMetric<'a>>>,
 }
 
 #[derive(Deserialize)]
@@ -254,44 +316,53 @@ struct JsonMetric<'a> {
     gauge: Option<JsonData<'a>>,
     #[serde(borrow, default)]
     sum: Option<JsonData<'a>>,
-    #[serde(default)]
-    histogram: Option<JsonOther>,
-    #[serde(default, alias = "exponential_histogram", rename = "exponentialHistogram")]
-    exponential: Option<JsonOther>,
-    #[serde(default)]
-    summary: Option<JsonOther>,
-}
-
-/// Data that is only counted.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct JsonOther {
-    #[serde(default, alias = "data_points")]
-    data_points: Vec<IgnoredAny>,
+    #[serde(borrow, default)]
+    histogram: Option<JsonData<'a>>,
+    #[serde(borrow, default, alias = "exponential_histogram", rename = "exponentialHistogram")]
+    exponential: Option<JsonData<'a>>,
+    #[serde(borrow, default)]
+    summary: Option<JsonData<'a>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct JsonData<'a> {
     #[serde(borrow, default, alias = "data_points")]
-    data_points: Vec<JsonPoint<'a>>,
+    data_points: Option<Vec<JsonPoint<'a>>>,
     #[serde(default, alias = "aggregation_temporality")]
     aggregation_temporality: Value,
     #[serde(default, alias = "is_monotonic")]
-    is_monotonic: bool,
+    is_monotonic: Option<bool>,
 }
 
+/// A point of any kind: what it does not have is null.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct JsonPoint<'a> {
     #[serde(borrow, default)]
-    attributes: Vec<JsonPair<'a>>,
+    attributes: Option<Vec<JsonPair<'a>>>,
     #[serde(default, alias = "time_unix_nano")]
     time_unix_nano: Value,
     #[serde(default, alias = "as_double")]
     as_double: Value,
     #[serde(default, alias = "as_int")]
     as_int: Value,
+    #[serde(default)]
+    count: Value,
+    #[serde(default)]
+    sum: Value,
+    #[serde(default, alias = "bucket_counts")]
+    bucket_counts: Value,
+    #[serde(default, alias = "explicit_bounds")]
+    explicit_bounds: Value,
+    #[serde(default)]
+    scale: Value,
+    #[serde(default, alias = "zero_count")]
+    zero_count: Value,
+    #[serde(default)]
+    positive: Value,
+    #[serde(default, alias = "quantile_values")]
+    quantile_values: Value,
 }
 
 #[derive(Deserialize)]
@@ -302,24 +373,35 @@ struct JsonPair<'a> {
     value: Value,
 }
 
-impl JsonMetric<'_> {
-    /// Data points of the kinds that are not read.
-    fn others(&self) -> u64 {
-        let all = [&self.histogram, &self.exponential, &self.summary];
-        all.into_iter().flatten().map(|data| data.data_points.len() as u64).sum()
+impl JsonData<'_> {
+    fn kind(&self, is_monotonic: bool) -> Kind {
+        let temporality = match &self.aggregation_temporality {
+            Value::String(name) if name.ends_with("CUMULATIVE") => CUMULATIVE,
+            other => other.as_i64().and_then(|number| i32::try_from(number).ok()).unwrap_or(0),
+        };
+        kind_of(temporality, is_monotonic)
     }
 
+    fn points(&self) -> impl Iterator<Item = &JsonPoint<'_>> {
+        self.data_points.iter().flatten()
+    }
+}
+
+impl JsonMetric<'_> {
+    /// Numbers.
     fn points(&self) -> impl Iterator<Item = (&JsonPoint<'_>, Kind)> {
-        let gauge = self.gauge.iter().flat_map(|data| data.data_points.iter().map(|point| (point, Kind::Gauge)));
+        let gauge = self.gauge.iter().flat_map(|data| data.points().map(|point| (point, Kind::Gauge)));
         let sum = self.sum.iter().flat_map(|data| {
-            let temporality = match &data.aggregation_temporality {
-                Value::String(name) if name.ends_with("CUMULATIVE") => CUMULATIVE,
-                other => other.as_i64().and_then(|number| i32::try_from(number).ok()).unwrap_or(0),
-            };
-            let kind = kind_of(temporality, data.is_monotonic);
-            data.data_points.iter().map(move |point| (point, kind))
+            let kind = data.kind(data.is_monotonic.unwrap_or(false));
+            data.points().map(move |point| (point, kind))
         });
         gauge.chain(sum)
+    }
+
+    fn histograms(&self) -> impl Iterator<Item = (&JsonPoint<'_>, Kind)> {
+        let all = [&self.histogram, &self.exponential].into_iter().flatten();
+        let all = all.flat_map(|data| data.points().map(|point| (point, data.kind(true))));
+        all.chain(self.summary.iter().flat_map(|data| data.points().map(|point| (point, Kind::Cumulative))))
     }
 }
 
@@ -335,6 +417,34 @@ impl JsonPoint<'_> {
         };
         (nanos > 0).then(|| Timestamp::from_micros(nanos / 1_000))
     }
+
+    fn texts(&self) -> Vec<(String, String)> {
+        texts(self.attributes.as_deref())
+    }
+
+    /// Of whatever kind it is.
+    fn histogram(&self) -> Option<Histogram> {
+        let (count, sum) = (number_in(&self.count), number_in(&self.sum));
+        if let Value::Array(quantiles) = &self.quantile_values {
+            let of = |own: &Value, name| number_in(own.get(name)?);
+            let pair = |own: &Value| Some((of(own, "quantile")?, of(own, "value")?));
+            return Some(Histogram::quantiles(count, sum, quantiles.iter().filter_map(pair)));
+        }
+        let counts = numbers_in(&self.bucket_counts);
+        if self.positive.is_null() && self.scale.is_null() {
+            return Histogram::explicit(count, sum, &numbers_in(&self.explicit_bounds), &counts);
+        }
+        let own = |name: &str| self.positive.get(name).unwrap_or(&Value::Null);
+        let camel = numbers_in(own("bucketCounts"));
+        let counts = if camel.is_empty() { numbers_in(own("bucket_counts")) } else { camel };
+        let scale = number_in(&self.scale).unwrap_or(0.0) as i32;
+        let offset = number_in(own("offset")).unwrap_or(0.0) as i32;
+        Histogram::exponential(count, sum, scale, offset, number_in(&self.zero_count).unwrap_or(0.0), &counts)
+    }
+}
+
+fn numbers_in(value: &Value) -> Vec<f64> {
+    value.as_array().into_iter().flatten().filter_map(number_in).collect()
 }
 
 fn number_in(value: &Value) -> Option<f64> {
@@ -390,7 +500,7 @@ mod tests {
         let request = r#"{"resourceMetrics":[{"scopeMetrics":[{"metrics":[{"name":"a","gauge":{"dataPoints":[
             {"timeUnixNano":"1","asDouble":"NaN"},{"timeUnixNano":"1","asDouble":true},{"timeUnixNano":"x","asDouble":1},
             {"timeUnixNano":"1"},{"timeUnixNano":"1000","asDouble":"Infinity"}]}},
-            {"name":"h","histogram":{"dataPoints":[{"count":"3"}]}}]}]}]}"#;
+            {"name":"h","histogram":{"dataPoints":[{"timeUnixNano":"1000"}]}}]}]}]}"#;
         let unreadable = decode_json(request.as_bytes(), |_, point| panic!("{point:?}")).expect("valid");
         assert_eq!(unreadable, 6);
     }

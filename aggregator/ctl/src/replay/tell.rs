@@ -31,6 +31,13 @@ pub struct Measured {
     pub made: BTreeMap<ServiceId, Summary>,
 }
 
+impl Measured {
+    /// How much it holds.
+    pub fn size(&self) -> usize {
+        1 + self.served.size() + self.made.values().map(|made| 1 + made.size()).sum::<usize>()
+    }
+}
+
 /// What one interval of percentiles says, as an agent would have said it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Told {
@@ -96,7 +103,8 @@ impl<'a> Call<'a> {
         let made = own.measured.made.get(callee);
         let quantiles = made.and_then(Summary::quantiles).or_else(|| Some(theirs?.quantiles))?;
         let calls = made.and_then(|made| made.calls(seconds)).or(shared).unwrap_or(own.calls);
-        (calls > 0.0).then(|| Self { callee, quantiles, calls, failed: made.map_or(0.0, Summary::failed) })
+        let failed = made.or_else(|| Some(&theirs?.measured.served)).map_or(0.0, Summary::failed);
+        (calls > 0.0).then_some(Self { callee, quantiles, calls, failed })
     }
 }
 
@@ -173,9 +181,9 @@ mod tests {
 
     fn measured(p50_ms: f64, requests: f64) -> Measured {
         let mut own = Measured::default();
-        own.served.add(Said::Percentile(50.0, p50_ms * 1e3));
-        own.served.add(Said::Percentile(99.0, p50_ms * 2e3));
-        own.served.add(Said::Requests(requests));
+        own.served.add(0, Said::Percentile(50.0, p50_ms * 1e3), false);
+        own.served.add(0, Said::Percentile(99.0, p50_ms * 2e3), false);
+        own.served.add(0, Said::Requests(requests), false);
         own
     }
 
@@ -215,8 +223,8 @@ mod tests {
     fn what_the_caller_measured_of_a_call_comes_before_what_the_callee_did() {
         let mut front = measured(100.0, 60.0);
         let of_cart = front.made.entry(id("cart")).or_default();
-        of_cart.add(Said::Percentile(50.0, 70_000.0));
-        of_cart.add(Said::Rate(0.2));
+        of_cart.add(0, Said::Percentile(50.0, 70_000.0), false);
+        of_cart.add(0, Said::Rate(0.2), false);
         let told = tell(&services(front), &graph(), 300.0);
         let call = found(&told, SeriesKind::Client, "front");
         assert_eq!((call.quantiles.at(50.0).round(), call.calls), (70_000.0, 60.0));
@@ -227,7 +235,7 @@ mod tests {
         let told = tell(&services(measured(100.0, 0.0)), &graph(), 300.0);
         assert!(told.series.iter().all(|series| series.service.as_str() == "cart"));
         let mut uncounted = Measured::default();
-        uncounted.served.add(Said::Percentile(50.0, 1e3));
+        uncounted.served.add(0, Said::Percentile(50.0, 1e3), false);
         let told = tell(&BTreeMap::from([(id("front"), uncounted)]), &graph(), 300.0);
         assert_eq!(found(&told, SeriesKind::Server, "front").calls, CALLS_ASSUMED as f32);
     }

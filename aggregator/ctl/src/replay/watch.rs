@@ -7,7 +7,7 @@
 use sage_causal::observation::Observation;
 use sage_common::Slo;
 
-use super::{study, time::Period};
+use super::{rate::CALLS_MIN, study, time::Period};
 
 /// Windows that are learnt from when no period to train on is given.
 const LEARN_WINDOWS: usize = 60;
@@ -23,9 +23,6 @@ const BROKEN_MIN: usize = 2;
 
 /// Met windows in a row that end a period.
 const MET_MAX: usize = 2;
-
-/// Calls below which a window's percentile says nothing.
-const CALLS_MIN: f64 = 20.0;
 
 /// A period in which a target was broken, and what was healthy before it.
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! Small recordings of a shop of three services, and `sagectl` to read them.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write,
     fs,
     ops::Range,
@@ -106,7 +107,7 @@ pub fn counter(name: &str, second: u64, value: &str) -> String {
 }
 
 /// A request with metrics of every service, as `of` says.
-pub fn metrics_line(of: impl Fn(&str) -> Vec<String>) -> String {
+pub fn metrics_line(mut of: impl FnMut(&str) -> Vec<String>) -> String {
     request(&SERVICES.map(|service| resource(service, &of(service))))
 }
 
@@ -163,6 +164,62 @@ pub fn percentiles(minutes: Range<u64>, broken: Range<u64>) -> String {
         });
     }
     text
+}
+
+/// The same as histograms of OpenTelemetry, cumulative, of two routes: how many answers of each service took how long.
+pub fn histograms(minutes: Range<u64>, broken: Range<u64>) -> String {
+    let mut text = String::new();
+    let mut totals: BTreeMap<(&str, &str), ([u64; BOUNDS_MS.len() + 1], f64)> = BTreeMap::new();
+    for minute in minutes {
+        text += &metrics_line(|service| {
+            let points: Vec<String> = ["/a", "/b"]
+                .map(|route| {
+                    let own = SERVICES.iter().find(|own| **own == service).expect("one of them");
+                    let (counts, sum) = totals.entry((own, route)).or_default();
+                    let (usual, waits) = match service {
+                        "front::web" => (30.0, true),
+                        "stock" => (8.0, true),
+                        _ => (4.0, false),
+                    };
+                    let slow = if waits && broken.contains(&minute) { 60.0 } else { 0.0 };
+                    for call in 0..600 {
+                        let noise = (call * 7_919 + minute * 31) % 1_000;
+                        let ms = usual * (0.7 + noise as f64 / 1_500.0) + slow;
+                        counts[BOUNDS_MS.partition_point(|bound| *bound < ms)] += 1;
+                        *sum += ms;
+                    }
+                    let at = (T0 + (minute + 1) * 60) * 1_000_000_000;
+                    let (count, counts): (u64, Vec<String>) = (counts.iter().sum(), counts.iter().map(|own| format!("\"{own}\"")).collect());
+                    format!(
+                        "{{\"timeUnixNano\":\"{at}\",\"count\":\"{count}\",\"sum\":{sum},\"bucketCounts\":[{}],\"explicitBounds\":{BOUNDS_MS:?},\
+                         \"attributes\":[{{\"key\":\"http.route\",\"value\":{{\"stringValue\":\"{route}\"}}}}]}}",
+                        counts.join(",")
+                    )
+                })
+                .into();
+            vec![format!(
+                "{{\"name\":\"http.server.duration\",\"unit\":\"ms\",\"histogram\":{{\"aggregationTemporality\":2,\"dataPoints\":[{}]}}}}",
+                points.join(",")
+            )]
+        });
+    }
+    text
+}
+
+/// Bounds of those histograms.
+const BOUNDS_MS: [f64; 9] = [5.0, 10.0, 25.0, 50.0, 75.0, 100.0, 250.0, 500.0, 1_000.0];
+
+/// Percentiles that stay, and answers that fail: in `broken`, a tenth of those of `stock` and so of the front's.
+pub fn failures(minutes: Range<u64>, broken: Range<u64>) -> String {
+    let lines = percentiles(minutes.clone(), 0..0);
+    let with = |(line, minute): (&str, u64)| {
+        let failing = metrics_line(|service| {
+            let fails = service != "cart" && broken.contains(&minute);
+            vec![gauge("rpc.server.availability", (minute + 1) * 60, if fails { "0.9" } else { "1" })]
+        });
+        format!("{line}\n{failing}")
+    };
+    lines.lines().zip(minutes).map(with).collect()
 }
 
 /// Percentiles of a workflow that every twentieth request of the front starts and does not wait for: seconds, and in

@@ -68,6 +68,43 @@ fn percentiles_and_a_given_graph_stand_in_for_spans() {
 }
 
 #[test]
+fn histograms_stand_in_for_spans() {
+    let place = Place::new();
+    let metrics = place.file("m", histograms(0..90, 80..88));
+    let edges = place.file("edges.csv", "front::web,stock\nfront::web,cart\n");
+    let output = ask_about(&period(80 * 60..88 * 60), &["--metrics", &metrics, "--edges", &edges]);
+    let answer = first(&output);
+    assert_eq!((&answer["ranking"][0], &answer["latencies"]), (&"stock".into(), &"metrics".into()), "{answer}");
+    let us = answer["added"][0]["us"].as_f64().expect("a number");
+    assert!((50e3..70e3).contains(&us), "what stock took longer: {us}");
+}
+
+#[test]
+fn who_begins_to_fail_is_named_though_nothing_is_slow() {
+    let place = Place::new();
+    let metrics = place.file("m", failures(0..90, 80..88));
+    let edges = place.file("edges.csv", "front::web,stock\nfront::web,cart\n");
+    let ask = |minutes: std::ops::Range<u64>| {
+        first(&ask_about(&period(60 * minutes.start..60 * minutes.end), &["--metrics", &metrics, "--edges", &edges]))
+    };
+    let answer = ask(80..88);
+    assert_eq!((&answer["ranking"][0], &answer["by"]), (&"stock".into(), &"failures".into()), "{answer}");
+    assert_eq!(answer["resource"], "software");
+    assert!(answer["p"].as_f64().expect("a number") > 0.8, "{answer}");
+    let calm = ask(60..68);
+    assert!(calm["p"].as_f64().expect("a number") < 0.5 && calm["failing"].is_null(), "{calm}");
+}
+
+#[test]
+fn times_without_traces_are_watched_by_percentiles() {
+    let place = Place::new();
+    // Ten minutes of traces at first; a target breaks an hour later.
+    let files = [place.file("t", traces(0..600, 0..0)), place.file("m", percentiles(0..120, 100..108))];
+    let text = out(&sagectl(&["replay", "--traces", &files[0], "--metrics", &files[1]]));
+    assert!(text.contains("culprit: stock") && text.contains("latencies from recorded percentiles"), "{text}");
+}
+
+#[test]
 fn a_workflow_that_nobody_waits_for_takes_no_blame() {
     let place = Place::new();
     let files = [place.file("m", percentiles(0..90, 80..88)), place.file("w", workflow(0..90, 80..88))];
