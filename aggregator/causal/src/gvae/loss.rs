@@ -4,7 +4,7 @@ use dfdx::tensor::{Tape as _, TensorFromVec};
 use rand::{Rng, rngs::SmallRng};
 use rand_distr::StandardNormal;
 
-use super::{GvaeError, Matrix, Tape, dense::ShapeOf};
+use super::{GvaeError, Matrix, Tape, dense::ShapeOf, lanes};
 
 /// Log-variances are held in this range: outside it a clamp has no slope and e^x leaves the floats.
 pub(super) const LN_VAR_RANGE: (f32, f32) = (-8.0, 8.0);
@@ -13,28 +13,21 @@ const HUBER_DELTA: f32 = 1.0;
 
 /// Mean Huber loss of `y_hat` `(B, D)` over the entries whose `mask` is set, times `weight`.
 pub(super) fn huber(y_hat: &Matrix, y: &[f32], mask: &[bool], weight: f32, tape: &mut Tape) -> f32 {
-    let errors: Vec<f32> = y_hat
-        .values()
-        .iter()
-        .zip(y)
-        .zip(mask)
-        .map(|((y_hat, y), present)| if *present { y_hat - y } else { 0.0 })
-        .collect();
+    let mut errors = y_hat.values();
+    for ((error, y), present) in errors.iter_mut().zip(y).zip(mask) {
+        *error = if *present { *error - y } else { 0.0 };
+    }
     let scale = weight / mask.iter().filter(|present| **present).count().max(1) as f32;
-    let huber = |error: &f32| {
-        let size = error.abs();
-        if size <= HUBER_DELTA { 0.5 * size * size } else { HUBER_DELTA * (size - 0.5 * HUBER_DELTA) }
-    };
-    let loss = errors.iter().map(huber).sum::<f32>() * scale;
+    // With c the error cut to the delta, the loss is c (error - c / 2) on both sides of the turn, and c is its slope.
+    let cut: Vec<f32> = errors.iter().map(|error| error.clamp(-HUBER_DELTA, HUBER_DELTA)).collect();
+    let loss = lanes::dot(&cut, &errors) - 0.5 * lanes::dot(&cut, &cut);
     let key = y_hat.clone();
     tape.add_backward_op(move |grads| {
         let slope = grads.get_or_alloc_mut(&key)?;
-        for (slope, error) in slope.iter_mut().zip(&errors) {
-            *slope += scale * error.clamp(-HUBER_DELTA, HUBER_DELTA);
-        }
+        slope.iter_mut().zip(&cut).for_each(|(slope, cut)| *slope += scale * cut);
         Ok(())
     });
-    loss
+    loss * scale
 }
 
 /// Mean over the batch of KL(q || p) in nats, times `weight`; `q` and `p` are `(B, 2Z)`: means, then log-variances.

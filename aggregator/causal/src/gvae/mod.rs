@@ -18,6 +18,7 @@
 mod cvae;
 mod dense;
 mod kernel;
+mod lanes;
 mod loss;
 mod net;
 #[cfg(any(test, feature = "testing"))]

@@ -1,15 +1,13 @@
 //! Training: batches, Adam with a one-cycle rate, gradient clipping.
 
-use dfdx::{
-    tensor::{Cpu, Storage, TensorFromVec},
-    tensor_ops::AdamConfig,
-};
+use dfdx::tensor::{Cpu, TensorFromVec};
 use rand::{SeedableRng, rngs::SmallRng, seq::SliceRandom};
 
 use super::{
     Grads, GvaeError, Matrix, Table,
     cvae::{Batch, Cvae, Sizes},
     dense::{Norm, ShapeOf},
+    lanes,
     scaler::Scaler,
 };
 
@@ -65,47 +63,59 @@ impl Default for CvaeOptions {
     }
 }
 
-/// First and second moments of each parameter's gradient.
+/// Adam, with the weights themselves as plain rows of numbers: the tensors get them after each step.
+///
+/// Source: Kingma & Ba, *Adam: A Method for Stochastic Optimization*, ICLR 2015, algorithm 1.
 struct Adam {
     step: i32,
-    moments: Vec<[<Cpu as Storage<f32>>::Vec; 2]>,
+    parameters: Vec<Moments>,
 }
 
+/// One parameter and the running means of its slope and of its square.
+struct Moments {
+    values: Vec<f32>,
+    first: Vec<f32>,
+    second: Vec<f32>,
+}
+
+/// Decay of the running means, and what keeps the quotient finite: those of the paper.
+const DECAY: (f32, f32) = (0.9, 0.999);
+const EPSILON: f32 = 1e-8;
+
 impl Adam {
-    fn new(net: &Cvae) -> Result<Self, GvaeError> {
-        let zeros = |tensor: &Matrix| -> Result<_, GvaeError> {
-            let (rows, cols) = tensor.shape_of();
-            let len = rows * cols;
-            Ok([tensor.device().try_alloc_len(len)?, tensor.device().try_alloc_len(len)?])
+    fn new(net: &Cvae) -> Self {
+        let of = |tensor: &Matrix| {
+            let values = tensor.values();
+            Moments { first: vec![0.0; values.len()], second: vec![0.0; values.len()], values }
         };
-        Ok(Self { step: 0, moments: net.parameters().map(zeros).collect::<Result<_, _>>()? })
+        Self { step: 0, parameters: net.parameters().map(of).collect() }
     }
 
+    /// One step; all slopes together are cut to [`GRADIENT_NORM_MAX`].
     fn update(&mut self, net: &mut Cvae, grads: &mut Grads, rate: f32) -> Result<(), GvaeError> {
         self.step += 1;
-        clip(net, grads)?;
-        let config = AdamConfig { lr: f64::from(rate), ..AdamConfig::default() };
-        for (parameter, [first, second]) in net.parameters_mut().zip(&mut self.moments) {
-            let slope = grads.get_or_alloc_mut(&*parameter)?.clone();
-            config.try_update(self.step, parameter, first, second, &slope)?;
+        let mut squares = 0.0;
+        for parameter in net.parameters() {
+            let slopes = &grads.get_or_alloc_mut(parameter)?[..];
+            squares += lanes::dot(slopes, slopes);
+        }
+        let shrink = GRADIENT_NORM_MAX / squares.sqrt().max(GRADIENT_NORM_MAX);
+        // Running means begin at zero and are short of the truth by these factors.
+        let (rise, rise_of_squares) = (1.0 / (1.0 - DECAY.0.powi(self.step)), 1.0 / (1.0 - DECAY.1.powi(self.step)));
+        let rate = rate * rise;
+        for (parameter, own) in net.parameters_mut().zip(&mut self.parameters) {
+            let slopes = &grads.get_or_alloc_mut(&*parameter)?[..];
+            let moments = own.first.iter_mut().zip(&mut own.second);
+            for ((value, slope), (first, second)) in own.values.iter_mut().zip(slopes).zip(moments) {
+                let slope = shrink * slope;
+                *first += (1.0 - DECAY.0) * (slope - *first);
+                *second += (1.0 - DECAY.1) * (slope * slope - *second);
+                *value -= rate * *first / ((rise_of_squares * *second).sqrt() + EPSILON);
+            }
+            parameter.copy_from(&own.values);
         }
         Ok(())
     }
-}
-
-/// Scales all gradients down together when their norm is above [`GRADIENT_NORM_MAX`].
-fn clip(net: &Cvae, grads: &mut Grads) -> Result<(), GvaeError> {
-    let mut squares = 0.0;
-    for parameter in net.parameters() {
-        squares += grads.get_or_alloc_mut(parameter)?.iter().map(|slope| slope * slope).sum::<f32>();
-    }
-    let shrink = GRADIENT_NORM_MAX / squares.sqrt().max(GRADIENT_NORM_MAX);
-    if shrink < 1.0 {
-        for parameter in net.parameters() {
-            grads.get_or_alloc_mut(parameter)?.iter_mut().for_each(|slope| *slope *= shrink);
-        }
-    }
-    Ok(())
 }
 
 /// A table with its scaler.
@@ -188,7 +198,7 @@ pub(super) fn fit(
     let mut draw = SmallRng::seed_from_u64(options.seed);
     let mut order = order.to_vec();
     let all = Rows::new(samples);
-    let mut adam = Adam::new(net)?;
+    let mut adam = Adam::new(net);
     let steps = options.epochs * order.len().div_ceil(options.batch);
     let mut step = 0;
     for epoch in 0..options.epochs {
