@@ -11,7 +11,7 @@ use sage_causal::{
     observation::Observation,
     paper::{PaperModel, PaperOptions},
     retrain,
-    testing::{Fault, TrainingProbe, World},
+    testing::{Fault, TrainingProbe, World, in_worlds},
     train,
 };
 use sage_common::Slo;
@@ -43,6 +43,21 @@ fn diagnosis(criterion: &mut Criterion) {
             let (model, slo, recent) = incident(size, traces);
             group.bench_function(format!("{size} services"), |bencher| {
                 bencher.iter(|| model.diagnose(black_box(&recent), &slo));
+            });
+        }
+        group.finish();
+    }
+}
+
+fn composition(criterion: &mut Criterion) {
+    for (engine, traces) in [("traces", 300), ("distributions", 0)] {
+        let mut group = criterion.benchmark_group(format!("composition from {engine}, one world"));
+        for size in SIZES {
+            let (model, slo, recent) = incident(size, traces);
+            in_worlds(&model, &recent[2..], &slo, |world, services| {
+                let culprits = [1, 2].map(|tier: usize| tier.min(services - 1));
+                group
+                    .bench_function(format!("{size} services"), |bencher| bencher.iter(|| world(black_box(&culprits))));
             });
         }
         group.finish();
@@ -102,6 +117,6 @@ fn paper(criterion: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(10).measurement_time(std::time::Duration::from_secs(3));
-    targets = training, diagnosis, retraining, paper
+    targets = training, composition, diagnosis, retraining, paper
 }
 criterion_main!(benches);

@@ -11,10 +11,40 @@ use sage_common::{
 };
 
 pub use crate::gvae::{ServiceNet, TrainingProbe};
-use crate::observation::{
-    EdgeKey, EdgeObservation, InstanceObservation, ObjectiveObservation, Observation, ResolvedSkeleton,
-    ServiceObservation, Trace, TraceCall,
+use crate::{
+    engine,
+    frame::Frame,
+    model::Model,
+    observation::{
+        EdgeKey, EdgeObservation, InstanceObservation, ObjectiveObservation, Observation, ResolvedSkeleton,
+        ServiceObservation, Trace, TraceCall,
+    },
+    pool,
+    scene::Scene,
 };
+
+/// Gives `run` the percentile of `slo` over `windows` in but-for worlds (`ln us`, by the numbers of the services that are
+/// normal in them), everything that a diagnosis prepares once being done: for benchmarks of composition alone. The second
+/// argument of `run` is how many services there are.
+///
+/// # Panics
+///
+/// When there is nothing to recompose.
+pub fn in_worlds<R>(
+    model: &Model,
+    windows: &[Observation],
+    slo: &Slo,
+    run: impl FnOnce(&mut dyn FnMut(&[usize]) -> f64, usize) -> R,
+) -> R {
+    let windows: Vec<&Observation> = windows.iter().collect();
+    let edges = model.edges().collect();
+    let graph = pool::graph(&edges, model.skeletons(), &windows);
+    let frame = Frame::of(&graph, &windows).expect("windows");
+    let scene = Scene::new(&graph, model.normals(), &frame);
+    let observed = pool::observed_log(&windows, slo).expect("the objective was observed");
+    let mut engine = engine::choose(&scene, model.skeletons(), &windows, slo, observed);
+    run(&mut |services| engine.counterfactual(services), graph.services().len())
+}
 
 /// Length of a window.
 const WINDOW: Micros = Micros::from_secs(10);
