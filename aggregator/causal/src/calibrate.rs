@@ -7,12 +7,13 @@ use sage_common::{MetricGroup, ServiceId, Slo, Timestamp};
 use crate::{
     engine,
     frame::Frame,
+    graph::Graph,
     normals::Normals,
     null::{GroupNull, Null, upper},
     observation::{EdgeKey, Observation},
     pool,
     resource::group_score,
-    scene::{Scene, UsageScore},
+    scene::{Scene, UsageScore, scores},
     skeleton::Skeletons,
 };
 
@@ -175,18 +176,19 @@ impl Refresh<'_> {
         ((count + 1.0) / (count - 1.0)).sqrt()
     }
 
-    /// Adds scores to the null of the resource groups.
-    pub fn groups(&self, null: &mut GroupNull) {
-        let graph = pool::graph(self.edges, self.skeletons, &[]);
-        let mut scores = GroupScores::new();
-        for window in self.windows {
-            let changed = || self.services.iter().filter(|service| is_since(self.since, service, &[window]));
-            let Some(frame) = Frame::of(&graph, &[window]).filter(|_| changed().next().is_some()) else { continue };
-            let scene = Scene::new(&graph, self.normals, &frame);
-            for (name, number) in changed().filter_map(|name| Some((name, graph.service(name)?))) {
-                add_groups(&mut scores, name, &scene.services[number].usage);
+    /// Adds scores to the null of the resource groups; `frames` are those of the windows, numbered by `graph`.
+    pub fn groups(&self, null: &mut GroupNull, graph: &Graph, frames: &[Frame]) {
+        let Some(regressors) = self.normals.regressors else { return };
+        let mut found = GroupScores::new();
+        for name in self.services {
+            let (Some(number), Some(normal)) = (graph.service(name), self.normals.services.get(name)) else { continue };
+            let since = self.since.get(name).copied().unwrap_or_default();
+            for frame in frames.iter().filter(|frame| frame.time >= since) {
+                let seen = &frame.services[number];
+                let usage = scores(normal, &seen.readings, &regressors.row(seen.rate, frame.time));
+                add_groups(&mut found, name, &usage);
             }
         }
-        add_upper(null, &scores);
+        add_upper(null, &found);
     }
 }

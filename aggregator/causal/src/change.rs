@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sage_common::{ServiceId, Timestamp};
+use sage_common::{MetricGroup, ServiceId, Timestamp};
 
 use crate::{
     curve::Curve,
@@ -23,8 +23,9 @@ use crate::{
     model::Model,
     normals::{Expected, ExpectedEdge},
     observation::EdgeKey,
+    resource::{GROUPS, SCORE_MIN, group_score},
     robust::{mad_scale, median},
-    scene::CALLS_MIN,
+    scene::{CALLS_MIN, scores},
 };
 
 /// Windows that must agree on a new level, or show a new edge.
@@ -95,6 +96,9 @@ pub struct Change {
     pub kind: ChangeKind,
     /// Start of the first window of its new normal; `None` where older windows still speak for it.
     pub since: Option<Timestamp>,
+    /// Resource that is scarcer than it was where the service runs, when it is at another level: a level that has this cause
+    /// passes with it.
+    pub pressed: Option<MetricGroup>,
     /// For people.
     pub detail: String,
 }
@@ -111,6 +115,8 @@ impl Change {
 pub struct Changes {
     /// At most one of each kind per service, ordered by service.
     pub all: Vec<Change>,
+    /// Edges that were not learnt and are to be.
+    pub come: BTreeSet<EdgeKey>,
     /// Learnt edges that carry no calls any more.
     pub gone: BTreeSet<EdgeKey>,
     /// Services whose call structures are new, and since when.
@@ -137,8 +143,13 @@ impl Changes {
     fn add(&mut self, service: &ServiceId, kind: ChangeKind, since: Option<Timestamp>, detail: String) {
         let known = self.all.iter().any(|change| change.service == *service && change.kind == kind);
         if !known {
-            self.all.push(Change { service: service.clone(), kind, since, detail });
+            self.all.push(Change { service: service.clone(), kind, since, pressed: None, detail });
         }
+    }
+
+    fn press(&mut self, service: &ServiceId, pressed: Option<MetricGroup>) {
+        let own = self.all.iter_mut().filter(|change| change.service == *service && change.since.is_some());
+        own.for_each(|change| change.pressed = pressed);
     }
 
     /// The services' structures changed with the edge `key`, first (or no longer) seen at `at`.
@@ -164,6 +175,7 @@ impl Detector<'_> {
             if !is_learnt {
                 let first = seen.clone().map(|frame| frame.time).min();
                 if let Some(first) = first.filter(|_| seen.count() >= STEP_WINDOWS) {
+                    changes.come.insert(key.clone());
                     changes.reshape(key, first, "now calls");
                     let is_new = !self.model.normals().services.contains_key(&key.callee);
                     let kind = if is_new { ChangeKind::NewService } else { ChangeKind::Calls };
@@ -200,6 +212,7 @@ impl Detector<'_> {
             if let Some((kind, (since, distance))) = found {
                 has_moved = true;
                 changes.add(name, kind, Some(since), format!("{part} {:+.0} %", 100.0 * distance.exp_m1()));
+                changes.press(name, self.pressed(number));
             }
         }
         if !has_moved && let Some((had, has)) = self.growth(number) {
@@ -223,6 +236,22 @@ impl Detector<'_> {
             total.level(frame.time)
         };
         self.frames.iter().filter(|frame| frame.time >= since).filter_map(level).collect()
+    }
+
+    /// The resource whose metrics stand above normal, and above what healthy windows showed, in all of the newest windows.
+    fn pressed(&self, service: usize) -> Option<MetricGroup> {
+        let name = &self.graph.services()[service];
+        let (normal, regressors) = (self.model.normals().services.get(name)?, self.model.normals().regressors?);
+        let newest = &self.frames[self.frames.len().saturating_sub(STEP_WINDOWS)..];
+        let is_above = |group: &MetricGroup| {
+            let least = SCORE_MIN.max(self.model.group_null().worst(name, *group));
+            newest.iter().all(|frame| {
+                let seen = &frame.services[service];
+                let usage = scores(normal, &seen.readings, &regressors.row(seen.rate, frame.time));
+                group_score(&usage, *group).is_some_and(|score| score >= least)
+            })
+        };
+        GROUPS.into_iter().find(is_above)
     }
 
     /// Windows that the thinnest normal of a service was fitted on, and could be.

@@ -10,7 +10,7 @@ use crate::{
     curve::Curve,
     graph::Graph,
     observation::{EdgeObservation, Observation, ServiceObservation},
-    usage::Reading,
+    usage::{Reading, Total},
 };
 
 /// Readings of one replica or of a service, by [`Metric::index`].
@@ -129,20 +129,24 @@ fn pool_services(graph: &Graph, observations: &[&Observation], edges: &[EdgeFram
 }
 
 fn pool_service(parts: &[&ServiceObservation], rate: f64) -> ServiceFrame {
-    let mut replicas: BTreeMap<&InstanceId, Vec<Vec<Reading>>> = BTreeMap::new();
+    let mut replicas: BTreeMap<&InstanceId, Vec<Total>> = BTreeMap::new();
     let nodes: BTreeSet<&NodeId> = parts.iter().flat_map(|part| &part.instances).map(|i| &i.node).collect();
     let node = nodes.first().filter(|_| nodes.len() == 1).map(|node| (*node).clone());
     for instance in parts.iter().flat_map(|part| &part.instances) {
-        let readings = replicas.entry(&instance.instance).or_insert_with(|| vec![Vec::new(); Metric::COUNT]);
+        let totals = replicas.entry(&instance.instance).or_insert_with(|| vec![Total::default(); Metric::COUNT]);
         for (metric, quantiles) in &instance.metrics {
-            readings[metric.index()].extend(Reading::of(quantiles));
+            Reading::of(quantiles).into_iter().for_each(|reading| totals[metric.index()].add(&reading));
         }
     }
-    let mean = |readings: Vec<Vec<Reading>>| std::array::from_fn(|metric| Reading::mean_of(&readings[metric]));
+    let mean = |totals: Vec<Total>| std::array::from_fn(|metric| totals[metric].mean());
     let instances: Vec<(InstanceId, Readings)> =
         replicas.into_iter().map(|(instance, readings)| (instance.clone(), mean(readings))).collect();
     let of_all = |metric: usize| instances.iter().filter_map(|(_, readings)| readings[metric]).collect::<Vec<_>>();
-    ServiceFrame { rate, readings: std::array::from_fn(|metric| Reading::median_of(&of_all(metric))), instances, node }
+    let readings = match &instances[..] {
+        [(_, only)] => *only,
+        _ => std::array::from_fn(|metric| Reading::median_of(&of_all(metric))),
+    };
+    ServiceFrame { rate, readings, instances, node }
 }
 
 fn is_count(value: f64) -> bool {

@@ -61,6 +61,6 @@ pub use change::{Change, ChangeKind};
 pub use gvae::{CvaeOptions, Norm};
 pub use model::{Model, ModelCard, ModelError, ModelKind};
 pub use rebuild::Rebuilt;
-pub use retrain::{Policy, RetrainOptions, retrain};
+pub use retrain::{Policy, Readiness, RetrainOptions, retrain};
 pub use task::{ServiceFit, ServiceTask};
 pub use train::{TrainOptions, TrainingPlan, TrainingReport, train};

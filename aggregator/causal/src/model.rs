@@ -1,6 +1,9 @@
 //! One generation of the model: everything learnt, ready to diagnose.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use sage_common::{Generation, Micros, ServiceId, Slo, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -155,8 +158,10 @@ impl Model {
     /// Whether this generation may replace `old`: finite and not worse on `held_out`, healthy windows that neither has
     /// seen, or the most recent ones. What a service did before its present normal began does not count, and neither do
     /// services that only one of both knows. Without windows to compare on, finite is enough.
-    pub fn is_better_than(&self, old: &Self, held_out: &[Observation]) -> bool {
-        let (Some(mine), Some(theirs)) = (self.error_on(self, old, held_out), old.error_on(self, old, held_out)) else {
+    pub fn is_better_than(&self, old: &Self, held_out: &[impl Borrow<Observation>]) -> bool {
+        let held_out: Vec<&Observation> = held_out.iter().map(Borrow::borrow).collect();
+        let (Some(mine), Some(theirs)) = (self.error_on(self, old, &held_out), old.error_on(self, old, &held_out))
+        else {
             return self.held_out_error.is_finite();
         };
         mine.is_finite() && (!theirs.is_finite() || mine <= theirs * WORSE_MAX)
@@ -165,8 +170,9 @@ impl Model {
     /// What changed in the application since this model was learnt, by `recent` windows that met every target of `slos`
     /// (others are passed over), oldest first; a hundred are plenty. Cheap enough to ask at every window's end: a
     /// retraining is due when the answer is not empty.
-    pub fn changes(&self, recent: &[Observation], slos: &[Slo]) -> Vec<Change> {
-        let windows: Vec<&Observation> = recent.iter().filter(|window| is_healthy(window, slos)).collect();
+    pub fn changes(&self, recent: &[impl Borrow<Observation>], slos: &[Slo]) -> Vec<Change> {
+        let windows: Vec<&Observation> =
+            recent.iter().map(Borrow::borrow).filter(|window| is_healthy(window, slos)).collect();
         let newest = &windows[windows.len().saturating_sub(STEP_WINDOWS)..];
         let graph = pool::graph(&self.edges_with(&windows), &self.skeletons, newest);
         let frames: Vec<Frame> = windows.iter().filter_map(|window| Frame::of(&graph, &[window])).collect();
@@ -233,8 +239,7 @@ impl Model {
     }
 
     /// Mean absolute error on `windows`, in logs, where `new` and `old` can be compared; `None` when they cannot.
-    fn error_on(&self, new: &Self, old: &Self, windows: &[Observation]) -> Option<f64> {
-        let all: Vec<&Observation> = windows.iter().collect();
+    fn error_on(&self, new: &Self, old: &Self, all: &[&Observation]) -> Option<f64> {
         let newest = &all[all.len().saturating_sub(STEP_WINDOWS)..];
         let graph = pool::graph(&self.edges, &self.skeletons, newest);
         let frames: Vec<Frame> = all.iter().filter_map(|window| Frame::of(&graph, &[window])).collect();

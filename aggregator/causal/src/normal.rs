@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use sage_common::{Metric, Micros, Timestamp};
+use sage_common::{Metric, MetricGroup, Micros, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -241,6 +241,17 @@ impl ServiceNormal {
             service: graph.services()[service].clone(),
             edges: graph.ins(service).iter().map(|edge| EdgeNormal::fit(graph, *edge, frames, regressors)).collect(),
             usage: present.into_iter().filter_map(usage).collect(),
+        }
+    }
+
+    /// What the nets of the services that number `service` calls want of it: its network metrics, and nothing else.
+    pub fn network(graph: &Graph, service: usize, frames: &[&Frame], regressors: Regressors) -> Self {
+        let metrics = Metric::ALL.into_iter().filter(|metric| metric.group() == MetricGroup::Network);
+        let fit = |metric| UsageNormal::fit(metric, service, frames, regressors);
+        Self {
+            service: graph.services()[service].clone(),
+            edges: Vec::new(),
+            usage: metrics.filter(|metric| !metric.spec().is_effect).filter_map(fit).collect(),
         }
     }
 

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// A group's score (mean z of its two strongest metrics) below which it did not move.
-const SCORE_MIN: f64 = 3.0;
+pub const SCORE_MIN: f64 = 3.0;
 
 /// A healthy window may have reached more; but no null may silence a group that is this far off.
 const NULL_MAX: f64 = 12.0;
@@ -41,7 +41,7 @@ const OTHERS_IF_GAP: f64 = 0.3;
 const SHAPE_P: f64 = 0.5;
 
 /// Groups that can be named, the specific ones first.
-const GROUPS: [MetricGroup; 4] = [MetricGroup::Memory, MetricGroup::Disk, MetricGroup::Network, MetricGroup::Cpu];
+pub const GROUPS: [MetricGroup; 4] = [MetricGroup::Memory, MetricGroup::Disk, MetricGroup::Network, MetricGroup::Cpu];
 
 /// The answer for one service.
 #[derive(Clone, Debug, PartialEq)]

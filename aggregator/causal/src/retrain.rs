@@ -5,6 +5,7 @@
 //! Source: Sage (ASPLOS'21), section 4.4, selective partial and incremental retraining.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -55,6 +56,19 @@ pub struct RetrainOptions {
     /// Services whose behaviour since a time an operator took as normal: windows from then on teach them, even those that
     /// missed a target.
     pub accepted: BTreeMap<ServiceId, Timestamp>,
+    /// Whether to learn even when nothing changed: the rare whole training that no test of change can miss.
+    pub is_forced: bool,
+}
+
+/// Whether a change may be learnt.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Readiness {
+    /// Now.
+    Ready,
+    /// Not by itself; but what is above a service that is learnt at a new level follows it.
+    Early,
+    /// Not at all: it looks like a fault.
+    Barred,
 }
 
 /// Retrains on `history` (oldest first), on this thread; `None` when nothing changed. See [`TrainingPlan::retrain`] to
@@ -64,7 +78,7 @@ pub struct RetrainOptions {
 ///
 /// As [`TrainingPlan::retrain`].
 pub fn retrain(
-    history: &[Observation],
+    history: &[impl Borrow<Observation>],
     slos: &[Slo],
     previous: &Model,
     options: &RetrainOptions,
@@ -133,7 +147,14 @@ impl Scope {
             (Some(_), None) => NetSource::Fresh,
         };
         let before = previous.and_then(|model| model.normals().services.get(name)).cloned();
-        ServiceTask { shared: Arc::clone(shared), service, net, before, is_retraining: self.policy.is_some() }
+        ServiceTask {
+            shared: Arc::clone(shared),
+            service,
+            net,
+            before,
+            is_retraining: self.policy.is_some(),
+            is_partial: self.is_partial(),
+        }
     }
 
     /// Whether the normal of `service` begins anew.
@@ -164,22 +185,40 @@ impl<'a> TrainingPlan<'a> {
     ///
     /// [`ModelError::TooFewWindows`] when not even three windows can be learnt from.
     pub fn retrain(
-        history: &'a [Observation],
+        history: &'a [impl Borrow<Observation>],
         slos: &'a [Slo],
         previous: &'a Model,
         options: &RetrainOptions,
+    ) -> Result<Option<Self>, ModelError> {
+        Self::retrain_when(history, slos, previous, options, |_| Readiness::Ready)
+    }
+
+    /// [`retrain`](Self::retrain), of those changes alone that `readiness` lets through. Services at a level that must wait
+    /// learn nothing from their windows since it began.
+    ///
+    /// # Errors
+    ///
+    /// As [`retrain`](Self::retrain).
+    pub fn retrain_when(
+        history: &'a [impl Borrow<Observation>],
+        slos: &'a [Slo],
+        previous: &'a Model,
+        options: &RetrainOptions,
+        readiness: impl Fn(&Change) -> Readiness,
     ) -> Result<Option<Self>, ModelError> {
         let teaches = |window: &&Observation| {
             is_healthy(window, slos)
                 || (is_complete(window) && options.accepted.values().any(|since| window.start >= *since))
         };
-        let windows = thin(&history.iter().filter(teaches).collect::<Vec<_>>());
+        let windows = thin(&history.iter().map(Borrow::borrow).filter(teaches).collect::<Vec<_>>());
         if windows.len() < STEP_WINDOWS {
             return Err(ModelError::TooFewWindows { have: windows.len(), want: STEP_WINDOWS });
         }
         let draft = Draft::new(previous, windows, slos, options);
-        let Some(changes) = draft.changes() else { return Ok(None) };
-        Ok(Some(draft.plan(changes, history.len())))
+        let mut changes = draft.changes();
+        let held = draft.held_back(&mut changes, readiness);
+        let is_due = options.is_forced || !changes.all.is_empty() || !changes.gone.is_empty();
+        Ok(is_due.then(|| draft.plan(changes, held, history.len())))
     }
 
     /// The nulls of `previous`, those of changed services taken anew on the newest windows.
@@ -187,12 +226,12 @@ impl<'a> TrainingPlan<'a> {
         let graph = &self.shared.graph;
         let is_known = |service: &ServiceId| graph.service(service).is_some();
         let changed: BTreeSet<ServiceId> = self.scope.changes.iter().map(|change| change.service.clone()).collect();
-        let newest = &self.windows[self.windows.len().saturating_sub(REFRESH_WINDOWS)..];
+        let first = self.windows.len().saturating_sub(REFRESH_WINDOWS);
         let refresh = calibrate::Refresh {
             edges: &self.edges,
             skeletons: &self.skeletons,
             normals,
-            windows: newest,
+            windows: &self.windows[first..],
             since: &self.shared.since,
             services: &changed,
         };
@@ -208,7 +247,7 @@ impl<'a> TrainingPlan<'a> {
         let nulls = nulls.collect();
         let mut groups = previous.group_null().clone();
         groups.retain(is_known);
-        refresh.groups(&mut groups);
+        refresh.groups(&mut groups, graph, &self.shared.frames[first.min(self.shared.frames.len())..]);
         (nulls, groups)
     }
 }
@@ -243,18 +282,54 @@ impl<'a, 'o> Draft<'a, 'o> {
         Self { frames: frames(&graph, &windows), previous, windows, slos, options, graph, missed }
     }
 
-    /// What changed; `None` for nothing.
-    fn changes(&self) -> Option<Changes> {
+    /// What changed.
+    fn changes(&self) -> Changes {
         let met = self.frames.iter().enumerate().filter(|(place, _)| !self.missed.contains(place));
         let met: Vec<&Frame> = met.map(|(_, frame)| frame).collect();
-        let changes = change::detect(self.previous, &self.graph, &met, &self.options.accepted);
-        let is_any = !changes.all.is_empty() || !changes.gone.is_empty();
-        is_any.then_some(changes)
+        change::detect(self.previous, &self.graph, &met, &self.options.accepted)
     }
 
-    fn plan(self, changes: Changes, seen: usize) -> TrainingPlan<'a> {
+    /// Takes out of `changes` what must wait, and gives the services that wait at another level, and since when.
+    fn held_back(
+        &self,
+        changes: &mut Changes,
+        readiness: impl Fn(&Change) -> Readiness,
+    ) -> BTreeMap<ServiceId, Timestamp> {
+        let judged = changes.all.drain(..).map(|change| (readiness(&change), change));
+        let (ready, waiting): (Vec<_>, Vec<_>) = judged.partition(|(ready, _)| *ready == Readiness::Ready);
+        let mut ready: Vec<Change> = ready.into_iter().map(|(_, change)| change).collect();
+        // The gaps of callers follow how long a callee holds them: one level, seen at several places.
+        let levels: Vec<Change> = ready.iter().filter(|change| change.since.is_some()).cloned().collect();
+        let above = with_ancestors(&self.graph, &levels);
+        let first = levels.iter().filter_map(|change| change.since).min().map(|first| self.before(first));
+        let mut held = BTreeMap::new();
+        for (readiness, change) in waiting {
+            let follows = readiness == Readiness::Early && above.contains(&change.service) && change.since >= first;
+            if follows {
+                ready.push(change);
+            } else if let Some(since) = change.since {
+                let earliest = held.entry(change.service).or_insert(since);
+                *earliest = since.min(*earliest);
+            }
+        }
+        ready.retain(|change| change.since.is_none() || !held.contains_key(&change.service));
+        ready.sort_by(|a, b| (&a.service, a.kind).cmp(&(&b.service, b.kind)));
+        changes.all = ready;
+        held
+    }
+
+    /// As much before `time` as the beginning of a level is uncertain.
+    fn before(&self, time: Timestamp) -> Timestamp {
+        let length = self.windows.last().map(|window| window.length).unwrap_or_default();
+        Timestamp::from_micros(time.as_micros().saturating_sub(STEP_WINDOWS as u64 * length.get()))
+    }
+
+    fn plan(self, changes: Changes, held: BTreeMap<ServiceId, Timestamp>, seen: usize) -> TrainingPlan<'a> {
         let Self { previous, windows, slos, options, mut graph, frames: mut drafts, missed } = self;
-        let mut edges = previous.edges_with(&windows);
+        let is_partial = options.policy == Policy::PartialIncremental;
+        // An edge that was seen too rarely to be a change stays unknown: once it counts as learnt, nobody asks again.
+        let mut edges = previous.edges.clone();
+        edges.extend(changes.come.iter().cloned());
         edges.retain(|edge| !changes.gone.contains(edge));
         let skeletons = skeletons(previous, &windows, &changes, options.policy);
         if !changes.gone.is_empty() || !changes.shapes.is_empty() {
@@ -263,13 +338,15 @@ impl<'a, 'o> Draft<'a, 'o> {
         }
         let mut since = previous.since.clone();
         since.extend(changes.all.iter().filter_map(|change| Some((change.service.clone(), change.since?))));
-        let learnt = (options.policy == Policy::PartialIncremental).then(|| with_ancestors(&graph, &changes.all));
+        let learnt = is_partial.then(|| with_ancestors(&graph, &changes.all));
+        let regressors = previous.normals().regressors.filter(|_| is_partial);
         let shared = Shared {
-            regressors: previous.normals().regressors.unwrap_or_else(|| crate::normal::Regressors::of(&drafts)),
+            regressors: regressors.unwrap_or_else(|| crate::normal::Regressors::of(&drafts)),
             graph,
             frames: drafts,
             options: options.train,
             since,
+            held,
             accepted_only: missed,
             accepted: options.accepted.keys().cloned().collect(),
         };

@@ -1,6 +1,8 @@
 //! What a diagnosis looks at: every edge and service of one pooled interval, observed against normal.
 
-use sage_common::{InstanceId, LATENCY_PERCENTILES, Metric, MetricGroup};
+use std::collections::BTreeMap;
+
+use sage_common::{InstanceId, LATENCY_PERCENTILES, Metric, MetricGroup, NodeId};
 
 use crate::{
     crowding,
@@ -185,7 +187,8 @@ impl<'a> Scene<'a> {
     pub fn new(graph: &'a Graph, normals: &Normals, frame: &Frame) -> Self {
         let expected = normals.expected(graph, frame);
         let edges = frame.edges.iter().zip(&expected).map(|(seen, expected)| scene_edge(seen, expected)).collect();
-        let services = (0..graph.services().len()).map(|s| scene_service(graph, normals, frame, s)).collect();
+        let by_node = by_node(frame);
+        let services = (0..graph.services().len()).map(|s| scene_service(graph, normals, frame, s, &by_node)).collect();
         let mut scene = Self { graph, edges, services };
         for edge in 0..scene.edges.len() {
             scene.edges[edge].is_net_like = ownership::is_net_like(&scene, edge);
@@ -292,7 +295,13 @@ fn scene_edge(seen: &EdgeFrame, expected: &ExpectedEdge) -> SceneEdge {
     SceneEdge { seen: seen.clone(), own, is_own_client, gap, p_callee: 0.5, is_net_like: false, restored: None }
 }
 
-fn scene_service(graph: &Graph, normals: &Normals, frame: &Frame, service: usize) -> SceneService {
+fn scene_service(
+    graph: &Graph,
+    normals: &Normals,
+    frame: &Frame,
+    service: usize,
+    by_node: &BTreeMap<&NodeId, Vec<usize>>,
+) -> SceneService {
     let seen = &frame.services[service];
     let normal = normals.services.get(&graph.services()[service]);
     let (Some(normal), Some(regressors)) = (normal, normals.regressors) else { return SceneService::default() };
@@ -301,19 +310,30 @@ fn scene_service(graph: &Graph, normals: &Normals, frame: &Frame, service: usize
     let instances = if seen.instances.len() < 2 { &[][..] } else { &seen.instances[..] };
     SceneService {
         usage: score(&seen.readings),
-        neighbours: neighbours(frame, service),
+        neighbours: neighbours(frame, service, by_node),
         instances: instances.iter().map(|(instance, readings)| (instance.clone(), score(readings))).collect(),
         ..SceneService::default()
     }
 }
 
-fn neighbours(frame: &Frame, service: usize) -> Vec<usize> {
-    let Some(node) = &frame.services[service].node else { return Vec::new() };
-    let is_there = |other: &usize| *other != service && frame.services[*other].node.as_ref() == Some(node);
-    (0..frame.services.len()).filter(is_there).collect()
+/// The services that run wholly on each node.
+fn by_node(frame: &Frame) -> BTreeMap<&NodeId, Vec<usize>> {
+    let mut by_node = BTreeMap::<&NodeId, Vec<usize>>::new();
+    for (number, service) in frame.services.iter().enumerate() {
+        if let Some(node) = &service.node {
+            by_node.entry(node).or_default().push(number);
+        }
+    }
+    by_node
 }
 
-fn scores(normal: &ServiceNormal, readings: &Readings, row: &crate::robust::Row) -> Vec<UsageScore> {
+fn neighbours(frame: &Frame, service: usize, by_node: &BTreeMap<&NodeId, Vec<usize>>) -> Vec<usize> {
+    let there = frame.services[service].node.as_ref().and_then(|node| by_node.get(node));
+    there.into_iter().flatten().copied().filter(|other| *other != service).collect()
+}
+
+/// The scores of `readings` of a service with these normals.
+pub fn scores(normal: &ServiceNormal, readings: &Readings, row: &crate::robust::Row) -> Vec<UsageScore> {
     let score = |usage: &crate::normal::UsageNormal| {
         let reading = readings[usage.metric.index()]?;
         let (normal, observed) = usage.units(&reading, row);

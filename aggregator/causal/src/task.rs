@@ -39,6 +39,8 @@ pub(crate) struct Shared {
     pub(crate) options: TrainOptions,
     /// Start of the present normal of services that changed.
     pub(crate) since: BTreeMap<ServiceId, Timestamp>,
+    /// Services that learn nothing from their windows since a time.
+    pub(crate) held: BTreeMap<ServiceId, Timestamp>,
     /// Frames that missed a target and teach only the services that an operator accepted as they are.
     pub(crate) accepted_only: BTreeSet<usize>,
     /// Those services.
@@ -49,9 +51,12 @@ impl Shared {
     /// The frames that speak for the present normal of a service, with their places.
     fn frames_of<'s>(&'s self, service: &ServiceId) -> impl Iterator<Item = (usize, &'s Frame)> {
         let since = self.since.get(service).copied().unwrap_or_default();
+        let until = self.held.get(service).copied();
         let is_accepted = self.accepted.contains(service);
         let speaks = move |(place, frame): &(usize, &Frame)| {
-            frame.time >= since && (is_accepted || !self.accepted_only.contains(place))
+            frame.time >= since
+                && until.is_none_or(|until| frame.time < until)
+                && (is_accepted || !self.accepted_only.contains(place))
         };
         self.frames.iter().enumerate().filter(speaks)
     }
@@ -95,12 +100,15 @@ pub struct ServiceTask {
     pub(crate) before: Option<ServiceNormal>,
     /// Whether normals of few windows are taken for less sure than they look.
     pub(crate) is_retraining: bool,
+    /// Whether nobody asks for the folds but the newest: nulls of everything are not taken anew.
+    pub(crate) is_partial: bool,
 }
 
 /// What one task found.
 #[derive(Debug)]
 pub struct ServiceFit {
     pub(crate) normal: ServiceNormal,
+    /// All but each fold, the newest last; of a partial training that one alone.
     pub(crate) folds: Vec<ServiceNormal>,
     pub(crate) windows: usize,
     pub(crate) net: Option<PromotedNet>,
@@ -121,9 +129,10 @@ impl ServiceTask {
     pub fn run(&self) -> ServiceFit {
         let Shared { graph, options, .. } = &*self.shared;
         let all: Vec<&Frame> = self.shared.frames_of(self.service()).map(|(_, frame)| frame).collect();
+        let first = if self.is_partial { FOLDS - 1 } else { 0 };
         let folds: Vec<ServiceNormal> =
-            (0..FOLDS).map(|fold| self.fit(&self.shared.split(fold, self.service()).0)).collect();
-        let errors = folds.iter().enumerate().filter_map(|(fold, normal)| {
+            (first..FOLDS).map(|fold| self.fit(&self.shared.split(fold, self.service()).0)).collect();
+        let errors = (first..FOLDS).zip(&folds).filter_map(|(fold, normal)| {
             let inside = self.shared.split(fold, self.service()).1;
             mean_error(&self.alone(normal.clone()), graph, &inside, &[self.service])
         });
@@ -168,10 +177,11 @@ impl ServiceTask {
     fn try_net(&self, fit: &mut ServiceFit) {
         let graph = &self.shared.graph;
         let (learning, held_out) = self.shared.split(FOLDS - 1, self.service());
-        let mut normals = self.alone(fit.folds[FOLDS - 1].clone());
+        let Some(newest) = fit.folds.last() else { return };
+        let mut normals = self.alone(newest.clone());
         for caller in graph.ins(self.service).iter().filter_map(|edge| graph.caller(*edge)) {
             let name = graph.services()[caller].clone();
-            let normal = || ServiceNormal::fit(graph, caller, &learning, self.shared.regressors);
+            let normal = || ServiceNormal::network(graph, caller, &learning, self.shared.regressors);
             normals.services.entry(name).or_insert_with(normal);
         }
         let linear = mean_error(&normals, graph, &held_out, &[self.service]);

@@ -2,6 +2,7 @@
 //! the driver may run on any thread. See [`crate::retrain()`] for what is learnt again when something changed.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -81,7 +82,7 @@ pub struct TrainingReport {
 ///
 /// [`ModelError::TooFewWindows`] when too few windows met every target of `slos`, [`ModelError::NoCalls`].
 pub fn train(
-    history: &[Observation],
+    history: &[impl Borrow<Observation>],
     slos: &[Slo],
     previous: Option<&Model>,
     options: &TrainOptions,
@@ -113,12 +114,13 @@ impl<'a> TrainingPlan<'a> {
     ///
     /// [`ModelError::TooFewWindows`], [`ModelError::NoCalls`].
     pub fn new(
-        history: &'a [Observation],
+        history: &'a [impl Borrow<Observation>],
         slos: &'a [Slo],
         previous: Option<&'a Model>,
         options: &TrainOptions,
     ) -> Result<Self, ModelError> {
-        let healthy: Vec<&Observation> = history.iter().filter(|window| is_healthy(window, slos)).collect();
+        let healthy: Vec<&Observation> =
+            history.iter().map(Borrow::borrow).filter(|window| is_healthy(window, slos)).collect();
         if healthy.len() < WINDOWS_MIN {
             return Err(ModelError::TooFewWindows { have: healthy.len(), want: WINDOWS_MIN });
         }
@@ -137,6 +139,7 @@ impl<'a> TrainingPlan<'a> {
             graph,
             frames,
             options: *options,
+            held: BTreeMap::new(),
             accepted_only: BTreeSet::new(),
             accepted: BTreeSet::new(),
         };

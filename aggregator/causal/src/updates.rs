@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use sage_common::{Micros, ServiceId, Slo};
 
 use crate::{
-    ChangeKind, CvaeOptions, Model, Policy, RetrainOptions, TrainOptions, TrainingReport,
+    ChangeKind, CvaeOptions, Model, Policy, Readiness, RetrainOptions, ServiceTask, TrainOptions, TrainingPlan,
+    TrainingReport,
+    normal::CurveNormal,
     observation::Observation,
     retrain,
     testing::{Fault, Tier, World, WorldCall},
@@ -154,6 +156,75 @@ fn a_new_service_is_learnt_and_its_callers_structure_with_it() {
     assert!(newest.cards().iter().all(|card| card.service.as_str() != "hashtag"));
     let (exact, all) = score(&newest, &before, &slo);
     assert!(exact + 1 >= all, "{exact} of {all}");
+}
+
+/// Learns what changed where `readiness` says so of its service.
+fn when(model: &Model, history: &[Observation], slo: &Slo, readiness: impl Fn(&str) -> Readiness) -> Option<Model> {
+    let options = RetrainOptions { train: linear(), ..RetrainOptions::default() };
+    let decide = |change: &crate::Change| readiness(change.service.as_str());
+    let slos = std::slice::from_ref(slo);
+    let plan = TrainingPlan::retrain_when(history, slos, model, &options, decide).expect("windows")?;
+    let fits = plan.tasks().iter().map(ServiceTask::run).collect();
+    Some(plan.finish(fits).0)
+}
+
+#[test]
+fn a_level_that_must_wait_teaches_nothing_while_another_is_learnt() {
+    let before = World::fanout();
+    let mut after = before.clone();
+    after.tiers[1].self_us *= 4.0; // leaf-a
+    after.tiers[5].self_us *= 4.0; // merge
+    let slo = lax(&after, 1.0);
+    let (model, mut history) = first(&before, &slo);
+    history.extend(after.windows(SEED, BEFORE, 12, &[]));
+    assert!(when(&model, &history, &slo, |_| Readiness::Early).is_none(), "everything waits");
+    let but = |held: &'static str| move |name: &str| if name == held { Readiness::Barred } else { Readiness::Ready };
+    let new = when(&model, &history, &slo, but("leaf-a")).expect("merge may be learnt");
+    let level = |model: &Model, name: &str| {
+        model.normals().services[&ServiceId::sanitized(name)].edges[0]
+            .self_time
+            .as_ref()
+            .and_then(CurveNormal::level_us)
+    };
+    assert_eq!(level(&new, "leaf-a"), level(&model, "leaf-a"));
+    assert!(level(&new, "merge") > level(&model, "merge").map(|us| 3.0 * us));
+    let left: Vec<String> =
+        new.changes(&history, std::slice::from_ref(&slo)).iter().map(|change| change.service.to_string()).collect();
+    assert_eq!(left, ["leaf-a"], "it is still seen to have changed");
+    // The root has a level of its own that follows: not to be learnt by itself, and with what is below it.
+    let with = when(&model, &history, &slo, |name| if name == "root" { Readiness::Early } else { Readiness::Ready });
+    assert!(with.expect("learnt").changes(&history, &[slo]).is_empty());
+}
+
+#[test]
+fn an_edge_seen_once_is_learnt_when_it_is_seen_again() {
+    let before = World::chain();
+    let mut after = slower(3, 5.0);
+    after.tiers.push(Tier { name: "hashtag", self_us: 4_000.0, groups: vec![], replicas: 1 });
+    after.tiers[1].groups[0].push(WorldCall { callee: 5, probability: 1.0 });
+    let slo = lax(&after, 1.0);
+    let (model, mut history) = first(&before, &slo);
+    history.extend(slower(3, 5.0).windows(SEED, BEFORE, 3, &[]));
+    history.extend(after.windows(SEED, BEFORE + 3, 1, &[]));
+    let (new, report) = again(&model, &history, &slo, Policy::PartialIncremental).expect("store changed");
+    assert!(names(&report).contains(&("store".to_owned(), ChangeKind::Step)), "{report:?}");
+    history.extend(after.windows(SEED, BEFORE + 4, 3, &[]));
+    let (newer, report) = again(&new, &history, &slo, Policy::PartialIncremental).expect("more was seen");
+    assert!(names(&report).contains(&("hashtag".to_owned(), ChangeKind::NewService)), "{report:?}");
+    assert!(newer.normals().services.contains_key(&ServiceId::sanitized("hashtag")));
+}
+
+#[test]
+fn a_forced_training_learns_everything_though_nothing_changed() {
+    let world = World::chain();
+    let slo = lax(&world, 1.0);
+    let (model, mut history) = first(&world, &slo);
+    history.extend(world.windows(SEED, BEFORE, 20, &[]));
+    let options =
+        RetrainOptions { train: linear(), policy: Policy::FromScratch, is_forced: true, ..RetrainOptions::default() };
+    let (new, report) = retrain(&history, &[slo], &model, &options).expect("windows").expect("forced");
+    assert_eq!((report.learnt, report.changes.len()), (5, 0));
+    assert!(new.cards().iter().all(|card| card.windows == 80 && card.reason.starts_with("newer windows")));
 }
 
 #[test]

@@ -45,16 +45,29 @@ impl Reading {
         };
         Some(Self { median: view(|r| r.median)?, upper: view(|r| r.upper)?, mean: view(|r| r.mean)? })
     }
+}
 
-    /// View by view, the mean of `readings`; `None` when there are none.
-    pub fn mean_of(readings: &[Self]) -> Option<Self> {
-        let count = readings.len() as f64;
-        let view = |pick: fn(&Self) -> f64| readings.iter().map(pick).sum::<f64>() / count;
-        (!readings.is_empty()).then(|| Self {
-            median: view(|r| r.median),
-            upper: view(|r| r.upper),
-            mean: view(|r| r.mean),
-        })
+/// Readings added up.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Total {
+    sum: Reading,
+    count: f64,
+}
+
+impl Total {
+    /// Adds one.
+    pub fn add(&mut self, reading: &Reading) {
+        self.sum.median += reading.median;
+        self.sum.upper += reading.upper;
+        self.sum.mean += reading.mean;
+        self.count += 1.0;
+    }
+
+    /// View by view, the mean; `None` when there are none.
+    pub fn mean(&self) -> Option<Reading> {
+        let Reading { median, upper, mean } = self.sum;
+        let of = |sum: f64| sum / self.count;
+        (self.count > 0.0).then(|| Reading { median: of(median), upper: of(upper), mean: of(mean) })
     }
 }
 

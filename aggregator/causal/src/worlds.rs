@@ -411,7 +411,10 @@ fn too_little_history_gives_no_model() {
     let world = World { rate: 10.0, ..World::chain() };
     let refused = train(&world.windows(1, 0, 5, &[]), &[world.slo()], None, &linear());
     assert!(matches!(refused, Err(ModelError::TooFewWindows { have: 5, want: 10 })));
-    assert!(matches!(train(&[], &[], None, &linear()), Err(ModelError::TooFewWindows { have: 0, .. })));
+    assert!(matches!(
+        train(&[] as &[Observation], &[], None, &linear()),
+        Err(ModelError::TooFewWindows { have: 0, .. })
+    ));
 }
 
 #[test]
