@@ -75,7 +75,7 @@ pub struct LearningSettings {
     pub windows_min: usize,
     /// History kept.
     pub windows_max: usize,
-    /// New windows between two trainings.
+    /// New windows between two trainings of everything; what changed is learnt as it changes.
     pub retrain_every_windows: u64,
 }
 
@@ -167,7 +167,7 @@ impl Default for WindowSettings {
 
 impl Default for LearningSettings {
     fn default() -> Self {
-        Self { windows_min: 60, windows_max: 2_000, retrain_every_windows: 60 }
+        Self { windows_min: 60, windows_max: 2_000, retrain_every_windows: 720 }
     }
 }
 

@@ -7,11 +7,14 @@ use std::{
     sync::Arc,
 };
 
-use sage_causal::{Model, ModelCard, TrainOptions, TrainingPlan, observation::Observation, verdict::Verdict};
+use sage_causal::{
+    Change, Model, ModelCard, ModelError, Policy, RetrainOptions, TrainOptions, TrainingPlan, observation::Observation,
+    verdict::Verdict,
+};
 use sage_common::{Generation, Slo, Timestamp};
 
 use crate::{
-    core::{ModelMeta, Oracle, TrainJob},
+    core::{Gate, ModelMeta, Oracle, TrainJob, TrainScope},
     trainer::run_all,
 };
 
@@ -55,17 +58,18 @@ impl NewModel {
     }
 }
 
-/// Trains on `job`, on this thread and one more.
+/// Newest windows in which changes are looked for; the whole history is read only when there are some.
+const LOOK_WINDOWS: usize = 120;
+
+/// Trains on `job`, on this thread and one more; `None` when only changes were to be learnt, and there are none that may be.
 ///
 /// # Errors
 ///
 /// A text for people: too few windows, or a service whose part could not be learnt.
-pub fn train(job: TrainJob) -> Result<NewModel, String> {
-    let history: Vec<Observation> = job.healthy.iter().map(|window| window.as_ref().clone()).collect();
+pub fn train(job: TrainJob) -> Result<Option<NewModel>, String> {
     // A model that cannot be read any more is learnt anew.
     let previous = job.previous.as_ref().and_then(|bytes| Model::from_bytes(bytes).ok());
-    let plan = TrainingPlan::new(&history, &job.slos, previous.as_ref(), &TrainOptions::default())
-        .map_err(|error| error.to_string())?;
+    let Some(plan) = plan(&job, previous.as_ref())? else { return Ok(None) };
     let fits = run_all(&plan.tasks(), |task| Ok(task.run()));
     let fits = fits.into_iter().collect::<Result<Vec<_>, String>>()?;
     let (model, report) = plan.finish(fits);
@@ -73,5 +77,34 @@ pub fn train(job: TrainJob) -> Result<NewModel, String> {
         tracing::warn!(problem, "part of the model could not be trained");
     }
     let model = model.with_generation(job.generation);
-    Ok(NewModel { bytes: model.to_bytes(), cards: model.cards(), oracle: GuardedModel(model), job })
+    Ok(Some(NewModel { bytes: model.to_bytes(), cards: model.cards(), oracle: GuardedModel(model), job }))
+}
+
+fn plan<'a>(job: &'a TrainJob, previous: Option<&'a Model>) -> Result<Option<TrainingPlan<'a>>, String> {
+    let TrainJob { healthy, slos, .. } = job;
+    let plan = match (previous, &job.scope) {
+        (None, _) => TrainingPlan::new(healthy, slos, None, &TrainOptions::default()).map(Some),
+        (Some(previous), TrainScope::Everything(gate)) => {
+            let options = RetrainOptions { policy: Policy::FromScratch, is_forced: true, ..RetrainOptions::default() };
+            retrain(job, previous, gate, &options)
+        }
+        (Some(previous), TrainScope::Changes(gate)) => {
+            let newest = &healthy[healthy.len().saturating_sub(LOOK_WINDOWS)..];
+            if previous.changes(newest, slos).is_empty() {
+                return Ok(None);
+            }
+            retrain(job, previous, gate, &RetrainOptions::default())
+        }
+    };
+    plan.map_err(|error| error.to_string())
+}
+
+fn retrain<'a>(
+    job: &'a TrainJob,
+    previous: &'a Model,
+    gate: &Gate,
+    options: &RetrainOptions,
+) -> Result<Option<TrainingPlan<'a>>, ModelError> {
+    let readiness = |change: &Change| gate.readiness(change, &job.healthy);
+    TrainingPlan::retrain_when(&job.healthy, &job.slos, previous, options, readiness)
 }

@@ -1,11 +1,11 @@
 //! The whole cluster in one deterministic run: the real cores of three agents and an aggregator, a simulated application on
 //! simulated machines, a seed. `SAGE_SIM_SEED=7` runs a test on that seed alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sage_aggregator::core::{Action, ActionState, Ending, OperatorRequest, State};
 use sage_causal::verdict::{Resource, VerdictKind};
-use sage_common::{KnobKind, Micros, ServiceId};
+use sage_common::{KnobKind, Micros, ServiceId, Timestamp};
 use sage_protocol::message::{Outcome, Refusal};
 use sage_tests::sim::{CGROUP_HOG, Cluster, Crash, Fuse, Hog, Weather, for_seeds};
 
@@ -370,6 +370,61 @@ fn a_renamed_service_is_found_guilty_once_its_new_name_is_learnt() {
             cluster.machines[machine].hog = None;
             cluster.run_until("end", 20, is_all_over);
         }
+    });
+}
+
+/// Why each service was last learnt, and on windows up to when.
+fn lessons(cluster: &Cluster) -> BTreeMap<String, (String, Timestamp)> {
+    let cards = state(cluster).model().into_iter().flat_map(|model| &model.meta.cards);
+    cards.map(|card| (card.service.to_string(), (card.reason.clone(), card.last_retrain))).collect()
+}
+
+fn is_at_another_level(cluster: &Cluster, service: &str) -> bool {
+    lessons(cluster)[service].0.starts_with("new level")
+}
+
+#[test]
+fn a_slower_release_is_learnt_with_those_above_it_alone_and_a_later_fault_there_is_named() {
+    for_seeds(2, |seed| {
+        let mut cluster = Cluster::learned(seed);
+        cluster.run_windows(20); // by then everything has been learnt on twice the windows
+        let before = lessons(&cluster);
+        let search = cluster.application.tier("search");
+        (search.pace, search.life) = (2.0, search.life + 1);
+        cluster.run_until("the new level", 15, |c| is_at_another_level(c, "search"));
+        assert!(state(&cluster).incidents().is_empty() && is_met(&cluster), "{}", cluster.story());
+        let after = lessons(&cluster);
+        for untouched in ["audit", "cart", "stock"] {
+            assert_eq!(after[untouched], before[untouched], "{}", cluster.story());
+        }
+        assert_eq!(after["front"].1, after["search"].1, "it waits for search:{}", cluster.story());
+        assert!(after["front"].1 > before["front"].1, "{after:?}");
+        cluster.machines[1].hog = Some(Hog::Processor);
+        cluster.run_until("applied action", 8, |c| !c.machines[1].changed().is_empty());
+        assert_right_culprit(&cluster, 1, Resource::Cpu);
+        cluster.machines[1].hog = None;
+        cluster.run_until("end", 20, is_all_over);
+        cluster.assert_as_found();
+    });
+}
+
+#[test]
+fn a_mild_fault_below_the_target_is_not_taken_for_normal_and_named_when_it_grows() {
+    for_seeds(2, |seed| {
+        let mut cluster = Cluster::learned(seed);
+        cluster.run_windows(16);
+        cluster.application.tier("search").pace = 2.0;
+        cluster.run_windows(18);
+        assert!(state(&cluster).incidents().is_empty(), "{}", cluster.story());
+        assert!(!is_at_another_level(&cluster, "search"), "{}", cluster.story());
+        cluster.application.tier("search").pace = 10.0;
+        let is_answered = |c: &Cluster| state(c).open_incidents().any(|incident| incident.newest().is_some());
+        cluster.run_until("a verdict", 6, is_answered);
+        assert_right_culprit(&cluster, 1, Resource::Software);
+        // Named by a verdict, it teaches nothing for an hour after.
+        cluster.application.tier("search").pace = 2.0;
+        cluster.run_windows(30);
+        assert!(!has_open_incident(&cluster) && !is_at_another_level(&cluster, "search"), "{}", cluster.story());
     });
 }
 

@@ -12,6 +12,7 @@ const UNKNOWN: &str = include_str!("canned/unknown.json");
 const UNDIAGNOSED: &str = include_str!("canned/undiagnosed.json");
 const ACTIONS: &str = include_str!("canned/actions.json");
 const GRAPH: &str = include_str!("canned/graph.json");
+const MODELS: &str = include_str!("canned/models.json");
 const SUGGEST: &str = include_str!("canned/suggest.json");
 
 fn canned() -> Canned {
@@ -24,6 +25,7 @@ fn canned() -> Canned {
         ("GET /api/v1/incidents/9", UNDIAGNOSED),
         ("GET /api/v1/actions", ACTIONS),
         ("GET /api/v1/graph", GRAPH),
+        ("GET /api/v1/models", MODELS),
         ("GET /api/v1/slo/suggest?percentile=99", SUGGEST),
         ("POST /api/v1/freeze", "{}"),
         ("POST /api/v1/actions/11/approve", "{}"),
@@ -108,6 +110,8 @@ fn lists_fit_the_screen() {
         (&["incidents", "--open"], "No incidents."),
         (&["actions"], "needs approval"),
         (&["graph"], "(clients)"),
+        (&["model"], "new level: self time +98 %"),
+        (&["model"], "2 min"),
         (&["slo", "list"], "GET /hotels"),
         (&["slo", "suggest"], "57.9 ms"),
     ] {

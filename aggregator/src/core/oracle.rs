@@ -34,7 +34,6 @@ impl Oracle for Model {
     }
 
     fn is_better_than(&self, previous: &Self, recent: &[Arc<Observation>]) -> bool {
-        let recent: Vec<Observation> = recent.iter().map(|window| window.as_ref().clone()).collect();
-        Self::is_better_than(self, previous, &recent)
+        Self::is_better_than(self, previous, recent)
     }
 }

@@ -10,6 +10,9 @@ use crate::core::{
     leader::TrainJob,
 };
 
+/// Services named in a line of the journal.
+const NAMED_MAX: usize = 6;
+
 /// One entry. All times are by the proposing leader's clock.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 pub enum Proposal {
@@ -113,6 +116,18 @@ impl ModelMeta {
             newest_window: job.newest_window,
             train_seconds,
             cards,
+        }
+    }
+
+    /// The services that this generation learnt again, for people.
+    pub fn learnt_words(&self) -> String {
+        let newest = self.cards.iter().map(|card| card.last_retrain).max().unwrap_or_default();
+        let learnt: Vec<&str> =
+            self.cards.iter().filter(|card| card.last_retrain == newest).map(|card| card.service.as_str()).collect();
+        match learnt.len() {
+            count if count == self.cards.len() => "all services".to_owned(),
+            count if count > NAMED_MAX => format!("{} and {} more", learnt[..NAMED_MAX].join(", "), count - NAMED_MAX),
+            _ => learnt.join(", "),
         }
     }
 }

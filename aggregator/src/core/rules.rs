@@ -13,8 +13,10 @@ pub struct Rules {
     pub windows_min: usize,
     /// Cluster windows kept.
     pub windows_max: usize,
-    /// Closed windows between two trainings.
+    /// Closed windows between two trainings of everything; what changed is learnt as it changes.
     pub retrain_every_windows: u64,
+    /// Healthy windows that a service must keep to another level before that is learnt as its normal.
+    pub settled_windows: usize,
     /// Violated windows in a row that open an incident, and met ones that resolve it.
     pub violated_windows: u32,
     /// Calls in a window below which its percentile says nothing.
@@ -40,7 +42,8 @@ impl Default for Rules {
             lateness: Micros::from_secs(2),
             windows_min: 60,
             windows_max: 2_000,
-            retrain_every_windows: 60,
+            retrain_every_windows: 720,
+            settled_windows: 60,
             violated_windows: 2,
             calls_min: 50.0,
             is_auto: true,

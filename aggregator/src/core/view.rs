@@ -521,7 +521,7 @@ pub fn explain<O: Oracle>(leader: &Leader<O>, id: IncidentId) -> Option<ExplainV
 pub struct ModelView {
     /// The service.
     pub service: ServiceId,
-    /// Age of the newest window the model has learnt from, seconds.
+    /// Age of the newest window that its part of the model has learnt from, seconds.
     pub data_age_s: f64,
     /// Windows learnt from.
     pub windows: usize,
@@ -540,10 +540,9 @@ pub struct ModelView {
 /// `GET /api/v1/models`.
 pub fn models(state: &State, now: Timestamp) -> Vec<ModelView> {
     let Some(model) = state.model() else { return Vec::new() };
-    let age = now.since(model.meta.newest_window).unwrap_or_default();
     let view = |card: &ModelCard| ModelView {
         service: card.service.clone(),
-        data_age_s: age.as_secs_f64(),
+        data_age_s: now.since(card.newest).unwrap_or_default().as_secs_f64(),
         windows: card.windows,
         held_out_error: card.held_out_error.filter(|error| error.is_finite()),
         linear_error: card.linear_error.filter(|error| error.is_finite()),

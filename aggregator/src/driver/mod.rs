@@ -136,7 +136,7 @@ pub async fn run(config: Config) -> Result<(), DriverError> {
 struct Inputs {
     events: mpsc::Receiver<ListenerEvent>,
     log: mpsc::UnboundedReceiver<ReplicaEvent>,
-    models: mpsc::Receiver<Trained<NewModel>>,
+    models: mpsc::Receiver<Ended>,
     asks: mpsc::Receiver<Ask>,
     higher: mpsc::Receiver<Term>,
 }
@@ -234,10 +234,13 @@ async fn serve_http(config: &Config, cancel: CancellationToken) -> Result<mpsc::
     Ok(asks)
 }
 
-fn start_trainer() -> Result<(Trainer<TrainJob>, mpsc::Receiver<Trained<NewModel>>), DriverError> {
+/// What the training thread hands back: a model, nothing because nothing changed, or why not.
+type Ended = Trained<Option<NewModel>>;
+
+fn start_trainer() -> Result<(Trainer<TrainJob>, mpsc::Receiver<Ended>), DriverError> {
     // One job at a time, and the owner takes its result before it asks for another.
     let (done, models) = mpsc::channel(1);
-    let tell = move |trained: Trained<NewModel>| {
+    let tell = move |trained: Ended| {
         // Nobody listens any more when the process ends.
         let _ = done.blocking_send(trained);
     };

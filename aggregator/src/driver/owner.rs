@@ -302,10 +302,11 @@ fn log_failed(error: ReplicaError) -> DriverError {
 
 impl Owner<GuardedModel> {
     /// A training has ended.
-    pub(super) fn take_model(&mut self, trained: Trained<NewModel>) -> Result<(), DriverError> {
+    pub(super) fn take_model(&mut self, trained: Trained<Option<NewModel>>) -> Result<(), DriverError> {
         let Trained { result, seconds } = trained;
         self.step(match result {
-            Ok(new) => {
+            Ok(None) => Input::Unchanged,
+            Ok(Some(new)) => {
                 let meta = new.meta(seconds, self.now());
                 Input::Trained { oracle: new.oracle, bytes: new.bytes, meta }
             }

@@ -30,6 +30,8 @@ pub struct Tier {
     pub is_called: bool,
     /// Whether its own code is slow.
     pub is_slow: bool,
+    /// What its own code takes longer by since it was last released.
+    pub pace: f64,
     self_us: f64,
     calls: Vec<usize>,
     pub(super) cpu_us: f64,
@@ -44,6 +46,7 @@ impl Tier {
             life: 1,
             is_called: true,
             is_slow: false,
+            pace: 1.0,
             self_us,
             calls,
             cpu_us: 0.0,
@@ -116,10 +119,10 @@ impl Application {
 
     /// Serves one call that reaches `tier` at `start`; returns when it has answered.
     fn serve(&mut self, tier: usize, start: Micros, parent: SpanId, request: &mut Request<'_>) -> Micros {
-        let Tier { machine, self_us, is_slow, .. } = self.tiers[tier];
+        let Tier { machine, self_us, is_slow, pace, .. } = self.tiers[tier];
         let calls: Vec<usize> = self.tiers[tier].calls.iter().copied().filter(|to| self.tiers[*to].is_called).collect();
-        let work = self.draw.lognormal(self_us, SELF_SIGMA);
-        self.tiers[tier].cpu_us += work;
+        let work = self.draw.lognormal(pace * self_us, SELF_SIGMA);
+        self.tiers[tier].cpu_us += work / pace; // what a release adds is waiting
         let slower = request.machines[machine].slowdown() * if is_slow { SLOW } else { 1.0 };
         let part = Micros::new((work * slower) as u64 / (calls.len() as u64 + 1));
         let id = SpanId(self.draw.id());

@@ -189,7 +189,8 @@ impl Cluster {
         Rules {
             windows_min: 14,
             windows_max: 60,
-            retrain_every_windows: 30,
+            retrain_every_windows: 1_000,
+            settled_windows: 20,
             calls_min: 40.0,
             hold_windows: 3,
             ..Rules::default()
@@ -341,7 +342,8 @@ impl Cluster {
         }
         let (now, at) = (self.now, EPOCH + self.now);
         let input = match model::train(job) {
-            Ok(new) => Input::Trained { meta: new.meta(1.0, at), bytes: new.bytes, oracle: new.oracle },
+            Ok(None) => Input::Unchanged,
+            Ok(Some(new)) => Input::Trained { meta: new.meta(1.0, at), bytes: new.bytes, oracle: new.oracle },
             Err(reason) => Input::TrainingFailed(reason),
         };
         self.with_aggregator(Some(process), |one, trace| one.take(input, now, trace));

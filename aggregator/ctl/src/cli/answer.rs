@@ -192,6 +192,25 @@ pub struct Action {
     pub outcome: Option<String>,
 }
 
+/// One element of `GET /api/v1/models`.
+#[derive(Debug, Deserialize)]
+pub struct Card {
+    /// The service.
+    pub service: String,
+    /// Age of the newest window that its part of the model has learnt from, seconds.
+    pub data_age_s: f64,
+    /// Windows learnt from.
+    pub windows: u64,
+    /// Error on windows that it has not learnt from, in logs.
+    pub held_out_error: Option<f64>,
+    /// `linear` or `cvae`.
+    pub kind: String,
+    /// When it was last learnt.
+    pub last_retrain_at_ms: u64,
+    /// Why.
+    pub reason: String,
+}
+
 /// `GET /api/v1/graph`.
 #[derive(Debug, Deserialize)]
 pub struct Graph {

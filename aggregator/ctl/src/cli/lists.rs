@@ -1,7 +1,7 @@
 //! The lists of `sagectl`: status, incidents, actions, graph, objectives. Each is a pure text of one answer.
 
 use super::{
-    answer::{Action, Graph, Incident, Objective, Status, Suggestion},
+    answer::{Action, Card, Graph, Incident, Objective, Status, Suggestion},
     explain::state_words,
     table::{Column, Table, number, text, wrapped},
     words::{causes, culprits, date_time, millis, percent, percentile, span},
@@ -172,6 +172,37 @@ pub fn actions(list: &[Action]) -> String {
             state_words(&action.state),
             millis(action.predicted_ms),
             millis(action.measured_ms),
+        ]);
+    }
+    table.render()
+}
+
+/// `sagectl model`.
+pub fn cards(cards: &[Card]) -> String {
+    if cards.is_empty() {
+        return "There is no model yet: it needs healthy windows first.\n".into();
+    }
+    let columns = [
+        text("SERVICE"),
+        text("NORMAL"),
+        number("WINDOWS"),
+        number("DATA AGE"),
+        number("ERROR"),
+        text("LEARNT AT"),
+        text("WHY"),
+    ];
+    let mut table = Table::new(columns);
+    for card in cards {
+        table.row([
+            card.service.clone(),
+            card.kind.clone(),
+            card.windows.to_string(),
+            span((card.data_age_s * 1e3) as u64),
+            // A difference of logarithms is a share, as long as it is small.
+            card.held_out_error.map_or_else(|| "-".into(), |error| percent(error.exp_m1())),
+            date_time(card.last_retrain_at_ms),
+            // What follows says how it went; the JSON has it.
+            card.reason.split("; ").next().unwrap_or_default().to_owned(),
         ]);
     }
     table.render()

@@ -32,7 +32,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 use self::{
-    answer::{Action, Graph, Incident, Objective, Status, Suggestion},
+    answer::{Action, Card, Graph, Incident, Objective, Status, Suggestion},
     client::{Client, ClientError},
     eval::EvalOptions,
     explain::Story,
@@ -94,6 +94,8 @@ enum Command {
     Whatif(WhatIfOptions),
     /// Services and who calls whom.
     Graph,
+    /// What the model knows of each service: how old its data, how good it is, when it was last learnt and why.
+    Model,
     /// Changes made, recommended, or waiting for approval.
     Actions,
     /// Objectives: targets on end-to-end latency.
@@ -221,6 +223,7 @@ impl Sagectl {
             Command::Incidents(options) => options.run(&session)?,
             Command::Explain { id } => session.explain(id)?,
             Command::Whatif(options) => options.run(&session)?,
+            Command::Model => session.show("/api/v1/models", |cards: &Vec<Card>| lists::cards(cards))?,
             Command::Graph => session.show("/api/v1/graph", |graph: &Graph| lists::graph(graph))?,
             Command::Actions => session.show("/api/v1/actions", |list: &Vec<Action>| lists::actions(list))?,
             Command::Slo(command) => session.slo(command)?,

@@ -34,6 +34,7 @@ use crate::core::{
     clock::FleetClock,
     incident::{IncidentChange, IncidentId},
     label::Label,
+    learning::Gate,
     oracle::Oracle,
     proposal::{ModelMeta, Proposal},
     rules::Rules,
@@ -90,6 +91,8 @@ pub enum Input<O> {
         /// Its card; the generation is the job's.
         meta: ModelMeta,
     },
+    /// A training of what changed has found that nothing did, or nothing that may be learnt yet.
+    Unchanged,
     /// A training has failed, with the reason for people.
     TrainingFailed(String),
     /// An operator wants something.
@@ -132,7 +135,7 @@ pub enum Output {
         /// The command.
         command: Command,
     },
-    /// Train a model on another thread, then hand in [`Input::Trained`] or [`Input::TrainingFailed`].
+    /// Train a model on another thread, then hand in [`Input::Trained`], [`Input::Unchanged`] or [`Input::TrainingFailed`].
     Train(TrainJob),
     /// Something that people want to read in the journal.
     Note(Event),
@@ -143,6 +146,8 @@ pub enum Output {
 pub struct TrainJob {
     /// The generation that the result will be.
     pub generation: Generation,
+    /// How much of it.
+    pub scope: TrainScope,
     /// Healthy windows, oldest first.
     pub healthy: Vec<Arc<Observation>>,
     /// Objectives.
@@ -153,6 +158,15 @@ pub struct TrainJob {
     pub at: Timestamp,
     /// Arrival of the newest window in it.
     pub newest_window: Timestamp,
+}
+
+/// What a training covers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TrainScope {
+    /// Every service.
+    Everything(Gate),
+    /// The services that changed since the model before and those above them; nothing when there are none.
+    Changes(Gate),
 }
 
 /// One line for the journal.
@@ -221,6 +235,11 @@ pub struct Leader<O> {
     oracle: Option<(Generation, O)>,
     trained: Option<(Generation, O)>,
     is_training: bool,
+    /// The count of closed windows when changes were last looked for.
+    checked_close: u64,
+    /// The count of closed windows before which nothing is trained.
+    rests_until: u64,
+    /// The count of closed windows at the last training of everything.
     trained_close: Option<u64>,
     last_failure: Option<String>,
     last_refusal: Option<(NodeId, String)>,
@@ -251,6 +270,8 @@ impl<O: Oracle> Leader<O> {
             oracle: None,
             trained: None,
             is_training: false,
+            checked_close: 0,
+            rests_until: 0,
             trained_close: None,
             last_failure: None,
             last_refusal: None,
@@ -282,6 +303,7 @@ impl<O: Oracle> Leader<O> {
                 }
             }
             Input::Trained { oracle, bytes, meta } => self.take_model(oracle, bytes, meta),
+            Input::Unchanged => self.is_training = false,
             Input::TrainingFailed(reason) => self.training_failed(reason),
             Input::Operator(request) => self.obey(now, request),
         }
@@ -418,8 +440,11 @@ impl<O: Oracle> Leader<O> {
             Proposal::Action { id, change, .. } => self.note(false, format!("action {id}: {change:?}")),
             Proposal::Generation { meta, .. } => {
                 let text = format!(
-                    "model generation {} in use: {} windows, {:.1} s of training",
-                    meta.generation, meta.windows_trained, meta.train_seconds
+                    "model generation {} in use: {} windows, {:.1} s of training, learnt {}",
+                    meta.generation,
+                    meta.windows_trained,
+                    meta.train_seconds,
+                    meta.learnt_words()
                 );
                 self.note(false, text);
             }

@@ -434,6 +434,10 @@ fn real(fault: Fault) -> Fleet<sage_causal::Model> {
     for _ in 0..50 {
         fleet.run(1);
         let Some(job) = fleet.jobs.pop_front() else { continue };
+        if job.previous.is_some() {
+            fleet.give(Input::Unchanged);
+            continue;
+        }
         let history: Vec<Observation> = job.healthy.iter().map(|window| window.as_ref().clone()).collect();
         let (model, _) = sage_causal::train(&history, &job.slos, None, &Default::default()).expect("enough windows");
         let meta = ModelMeta::new(&job, model.cards(), 0.1, fleet.now);

@@ -5,16 +5,23 @@ use std::sync::Arc;
 use sage_causal::observation::Observation;
 use sage_common::{Generation, Timestamp};
 
-use super::{Leader, Output, TrainJob};
+use super::{Leader, Output, TrainJob, TrainScope};
 use crate::core::{
+    learning::Gate,
     oracle::Oracle,
     proposal::{ModelMeta, Proposal},
     slo,
     state::ClusterWindow,
 };
 
-/// Closed windows to wait after a training that failed.
+/// Closed windows to wait after a training that failed, or whose model was no better.
 const RETRY_WINDOWS: u64 = 10;
+/// Closed windows between two looks for changes: a minute of ten-second windows.
+const CHECK_WINDOWS: u64 = 6;
+/// Newest healthy windows that a training of everything does not get, so that models are compared on what neither has seen;
+/// at most this part of all.
+const UNSEEN_WINDOWS: usize = 10;
+const UNSEEN_SHARE: usize = 6;
 /// Newest healthy windows on which two models are compared.
 const COMPARE_WINDOWS: usize = 30;
 /// Newest healthy windows that a training gets; the model's normals need no more.
@@ -61,38 +68,51 @@ impl<O: Oracle> Leader<O> {
     }
 
     pub(super) fn train(&mut self, now: Timestamp) {
-        if self.is_training || !self.is_training_due() {
+        if self.is_training || self.healthy_windows() < self.rules.windows_min {
             return;
         }
-        if self.healthy_windows() < self.rules.windows_min {
-            return;
+        let Some(scope) = self.due_scope() else { return };
+        let mut healthy = self.newest_healthy(TRAIN_WINDOWS);
+        let is_whole = matches!(scope, TrainScope::Everything(_));
+        if is_whole && self.state.model().is_some() {
+            healthy.truncate(healthy.len() - UNSEEN_WINDOWS.min(healthy.len() / UNSEEN_SHARE));
         }
         let newest = self.healthy().next_back().map(|window| window.arrived);
         let job = TrainJob {
             generation: self.next_generation(),
+            scope,
             newest_window: newest.unwrap_or(now),
-            healthy: self.newest_healthy(TRAIN_WINDOWS),
+            healthy,
             slos: self.state.slos().to_vec(),
             previous: self.state.model().map(|model| model.bytes.clone()),
             at: now,
         };
         self.is_training = true;
-        self.trained_close = Some(self.state.closes());
-        self.note(false, format!("training generation {} on {} windows", job.generation, job.healthy.len()));
+        self.checked_close = self.state.closes();
+        if is_whole {
+            self.trained_close = Some(self.state.closes());
+            self.note(false, format!("training generation {} on {} windows", job.generation, job.healthy.len()));
+        }
         self.outputs.push_back(Output::Train(job));
     }
 
-    fn is_training_due(&self) -> bool {
-        let closes = self.state.closes();
-        let since = |close: u64| closes.saturating_sub(close);
-        let has_rested = self.trained_close.is_none_or(|close| since(close) >= RETRY_WINDOWS);
+    /// What is to be learnt now, if anything.
+    fn due_scope(&self) -> Option<TrainScope> {
+        let since = |close: u64| self.state.closes().saturating_sub(close);
+        if self.state.closes() < self.rests_until {
+            return None;
+        }
+        let gate = || Gate::new(&self.rules, &self.state);
         match self.state.model() {
-            None => has_rested,
+            None => Some(TrainScope::Everything(gate())),
             // An incident needs the processor for other things, and its windows teach nothing.
-            Some(_) if self.state.open_incidents().next().is_some() => false,
+            Some(_) if self.state.open_incidents().next().is_some() => None,
             Some(model) => {
-                let last = self.trained_close.unwrap_or(0).max(model.close);
-                since(last) >= self.rules.retrain_every_windows
+                let last = self.trained_close.unwrap_or(model.close);
+                let is_whole_due = since(last) >= self.rules.retrain_every_windows;
+                let is_check_due = since(self.checked_close.max(model.close)) >= CHECK_WINDOWS;
+                let partial = is_check_due.then(|| TrainScope::Changes(gate()));
+                if is_whole_due { Some(TrainScope::Everything(gate())) } else { partial }
             }
         }
     }
@@ -107,6 +127,7 @@ impl<O: Oracle> Leader<O> {
         let is_better = self.oracle.as_ref().is_none_or(|(_, previous)| oracle.is_better_than(previous, &recent));
         if !is_better {
             self.counters.models_rejected += 1;
+            self.rest();
             self.note(false, format!("generation {} is no better than the one in use", meta.generation));
             return;
         }
@@ -115,9 +136,15 @@ impl<O: Oracle> Leader<O> {
         self.propose(Proposal::Generation { meta, bytes });
     }
 
+    /// The same windows would give the same again.
+    fn rest(&mut self) {
+        self.rests_until = self.state.closes() + RETRY_WINDOWS;
+    }
+
     pub(super) fn training_failed(&mut self, reason: String) {
         self.is_training = false;
         self.counters.trainings_failed += 1;
+        self.rest();
         self.note(true, format!("training failed: {reason}"));
         self.last_failure = Some(reason);
     }
