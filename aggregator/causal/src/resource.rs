@@ -182,8 +182,9 @@ fn has_slow_link(scene: &Scene<'_>, service: usize) -> bool {
     around.copied().any(|edge| scene.edges[edge].is_net_like && scene.gap_share(edge, &[service]) >= 0.5)
 }
 
-/// No group moved: software, unless something constant was added to every call, which only a longer way does, or the group
-/// that would have moved is not measured and the shape speaks for it.
+/// No group moved: software, unless something constant was added to every call, which only a longer way does, or the network
+/// is not measured and the shape speaks for it. Where nothing at all is measured software is a guess: no resource was seen
+/// to be short, and none was looked at.
 fn quiet(
     scene: &Scene<'_>,
     service: usize,
@@ -196,8 +197,8 @@ fn quiet(
     });
     let (resource, p) = if excess.self_share() < SELF_SHARES.0 && is_delay {
         (Resource::Network, SHAPE_P)
-    } else if unmeasured.len() == GROUPS.len() && excess.self_share() > SELF_SHARES.1 {
-        (Resource::Cpu, SHAPE_P / 2.0)
+    } else if unmeasured.len() == GROUPS.len() {
+        (Resource::Software, SHAPE_P / 2.0)
     } else {
         let highest = scored.iter().map(|(_, score, _)| *score).fold(0.0, f64::max);
         (Resource::Software, logistic((SCORE_MIN - highest) / (0.5 * SCORE_MIN)))

@@ -4,8 +4,8 @@
 //! | the service                                   | its level is learnt after                   |
 //! |-----------------------------------------------|---------------------------------------------|
 //! | was named by a verdict within the last hour   | that hour at the earliest                   |
-//! | had all its replicas replaced at that time    | a [`REPLACED_SHARE`]th of a settled span    |
-//! | lacks a resource that it had                  | [`PRESSED_FACTOR`] settled spans            |
+//! | had all its replicas replaced at that time    | a `REPLACED_SHARE`th of a settled span    |
+//! | lacks a resource that it had                  | `PRESSED_FACTOR` settled spans            |
 //! | else                                          | a settled span ([`Rules::settled_windows`]) |
 //!
 //! Only windows count that met every target while no incident was open and no action in force.
